@@ -1,4 +1,4 @@
-# make setup | make run | make test: each works from a bare clone and does all of its set-up first.
+# make setup | make run | make develop | make test: each works from a bare clone and does all of its set-up first.
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
@@ -11,13 +11,17 @@ DURATIONS := --durations 10
 
 TWO := $(MAKE) --no-print-directory --jobs 2 --output-sync=target
 
-.PHONY: setup run test quick reliability lint types sanitize tests beside apart test-interop chromium simde model kernels \
+.PHONY: setup run develop test quick reliability lint types sanitize tests beside apart test-interop chromium simde model kernels \
 	lock audit
 
 setup: .venv/.ready model kernels
 
 run: setup
 	$(BIN)/streamlit run app.py --server.address localhost
+
+# The same, and a page runs again when its file is saved.
+develop: setup
+	$(BIN)/streamlit run app.py --server.address localhost --server.fileWatcherType auto --server.runOnSave true
 
 test:
 	+$(TWO) setup lint types

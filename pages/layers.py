@@ -3,8 +3,8 @@
 import streamlit as st
 
 from qcore import recipes
-from qcore.verbs import layer_errors
-from ui import layers_view, ledger_view, state
+from qcore.jobs import answers
+from ui import engine, layers_view, ledger_view, state
 from ui.forms import model
 from ui.forms import recipes as recipe_form
 from ui.text import shielded
@@ -40,7 +40,7 @@ if errors is None and button.button(
     "Measure the layers", type="primary", icon=":material/query_stats:", key=f"{PREFIX}.measure"
 ):
     with state.shown_errors(), model.ProgressBar("Quantizing layer by layer") as report:
-        state.remember(key, lambda: layer_errors.errors(checkpoint, recipe, report))
+        state.remember(key, lambda: engine.ask(answers.layer_errors, checkpoint, recipe, progress=report))
         st.rerun()
 if errors is not None:
     layers_view.draw(checkpoint, recipe, errors)

@@ -3,8 +3,8 @@
 import streamlit as st
 
 from qcore.base.home import home
-from qcore.verbs import lessons
-from ui import learn_models, learn_view, state
+from qcore.jobs import answers
+from ui import engine, learn_models, learn_view, state
 from ui.forms import model
 from ui.learn_lessons import LESSONS
 from ui.text import one_line, shielded
@@ -26,7 +26,9 @@ checkpoint = model.resolve(*chosen, "Fetch it to run the lessons on its weights.
 sample = None
 if checkpoint is not None:
     with state.shown_errors():
-        names = state.remember(("lesson names", checkpoint.digest), lambda: lessons.names(checkpoint))
+        names = state.remember(
+            ("lesson names", checkpoint.digest), lambda: engine.ask(answers.lesson_weights, checkpoint)
+        )
         usual = next((i for i, name in enumerate(names) if name.endswith("mlp.down_proj.weight")), 0)
         name = place.selectbox(
             "Weight",
@@ -37,9 +39,10 @@ if checkpoint is not None:
             width=420,
         )
         sample = state.remember(
-            ("lesson weight", checkpoint.digest, name), lambda: lessons.read(checkpoint, name)
+            ("lesson weight", checkpoint.digest, name),
+            lambda: engine.ask(answers.lesson_weight, checkpoint, name),
         )
-        rows, columns = sample.weight.shape
+        rows, columns = sample.shape
         part = "" if sample.is_whole else f", the first of {sample.rows:,}"
         st.caption(f"{shielded(chosen[0])} · {columns:,} inputs, {rows:,} outputs{part}")
 
@@ -58,4 +61,4 @@ if lesson.key == "runs":
 elif lesson.key == "distillation":
     learn_models.distillation(lesson, checkpoint)
 else:
-    learn_view.draw(lesson, sample, checkpoint.digest if checkpoint else "")
+    learn_view.draw(lesson, sample, checkpoint)

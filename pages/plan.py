@@ -2,11 +2,8 @@
 
 import streamlit as st
 
-from qcore import planning
-from qcore.models import meta_model
-from qcore.planning.cache import formats_for
-from qcore.planning.summary import LARGEST_CONTEXT
-from ui import plan_view, state
+from qcore.jobs import answers
+from ui import engine, plan_view, state
 from ui.forms import model
 from ui.text import shielded
 
@@ -30,10 +27,11 @@ if outline is None:
 
 plan, needs = None, {}
 with state.shown_errors():
-    config = meta_model(outline).config.get_text_config()
-    positions = getattr(config, "max_position_embeddings", None) or LARGEST_CONTEXT
-    needs = plan_view.needs(PREFIX, positions, formats_for(config))
-    plan = planning.plan(outline, runs=plan_view.rows_of(outline.name), **needs)
+    limits = state.remember(
+        ("limits of plan", outline.digest), lambda: engine.ask(answers.limits_of_plan, outline)
+    )
+    needs = plan_view.needs(PREFIX, *limits)
+    plan = plan_view.planned(outline, needs)
 if plan is None:
     st.stop()
 

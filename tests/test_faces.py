@@ -7,6 +7,7 @@ import json
 import pytest
 import streamlit
 import tiny
+from answered import here
 from streamlit.testing.v1 import AppTest
 from transformers import LlamaForCausalLM
 
@@ -15,6 +16,7 @@ from qcore import recipes
 from qcore.base.errors import QcoreError, RunError
 from qcore.cli import main
 from qcore.jobs import jobs
+from ui import engine
 from ui.forms import recipes as recipe_form
 
 PATIENCE = 90  # seconds; shared machines are slow
@@ -82,6 +84,7 @@ def started(place, tmp_path, monkeypatch):
     monkeypatch.setenv("QCORE_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("QCORE_PUBLIC", "0")
     monkeypatch.chdir(place)
+    monkeypatch.setattr(engine, "ask", here)
     streamlit.cache_resource.clear()
     submitted = []
 

@@ -7,13 +7,13 @@ import streamlit as st
 
 from qcore import recipes
 from qcore.base.home import home, is_public
+from qcore.jobs import answers
 from qcore.jobs.kind_folder import ExportRequest
 from qcore.library.exports import TARGETS, TargetInfo
 from qcore.models.checkpoint import Checkpoint
 from qcore.models.names import classify
-from qcore.verbs import export
 from qcore.verbs.record import safe_name
-from ui import jobs, state
+from ui import engine, jobs, state
 from ui.forms import KEEP, model
 from ui.text import shielded
 
@@ -89,5 +89,5 @@ def _request(
     places = (home() / "made" / f"{label}-{target.name}{f'-{i}' if i else ''}" for i in count())
     out = next(place for place in places if not place.exists())
     if checkpoint is not None:
-        export.check(checkpoint, recipe, out, to=target.name)
+        engine.ask(answers.check_export, checkpoint, recipe, out, target.name)
     return ExportRequest(model=name, revision=revision, recipe=recipe, to=target.name, out=str(out))

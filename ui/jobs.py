@@ -12,7 +12,7 @@ import streamlit as st
 
 from qcore.base.errors import InputError
 from qcore.jobs import jobs, upkeep
-from qcore.jobs.kind import Request
+from qcore.jobs.kind import Checked, Request
 from qcore.jobs.public import SAMPLE
 from qcore.jobs.status import JobStatus
 from qcore.results.rows import ResultRow
@@ -25,7 +25,7 @@ __all__ = ["JobStatus"]
 T = TypeVar("T")
 
 
-def submit(request: Request) -> str:
+def submit(request: Request | Checked) -> str:
     """Start a job of this visitor, see `qcore.jobs.jobs.submit`. A click that comes while another one is
     being checked, in this tab or another, starts no second job."""
     options = {"visitor": visitor(), "asked": st.session_state.pop(ASKED, None)}
@@ -100,6 +100,11 @@ def repeat(run_id: str) -> str:
 def latest_rows(model: str) -> list[dict]:
     """Return the newest successful rows of `model` that this visitor may see, newest first."""
     return visible_rows(Store().latest(model))
+
+
+def visible_ids() -> tuple[str, ...] | None:
+    """Return the ids of the jobs that this visitor may see; None on a private server, where these are all."""
+    return None if visitor() is None else tuple(each.run_id for each in list_runs())
 
 
 def visible_rows(found: list[dict]) -> list[dict]:

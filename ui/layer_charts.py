@@ -16,7 +16,7 @@ from ui.charts import FAINT, MUTED
 from ui.text import digits, drawn, percent
 
 if TYPE_CHECKING:
-    from qcore.verbs.layer_errors import Histogram, LayerError
+    from qcore.verbs.layer_types import Histogram, LayerError
 
 # from transparent to red, for light and dark backgrounds
 SCALE = [[0.0, "rgba(214,69,80,0.03)"], [1.0, "rgba(214,69,80,1)"]]

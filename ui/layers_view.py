@@ -4,17 +4,18 @@ from collections.abc import Sequence
 
 import streamlit as st
 
+from qcore.jobs import answers
 from qcore.models.checkpoint import Checkpoint
 from qcore.recipes import Recipe
-from qcore.verbs import layer_errors
-from ui import layer_charts, state
+from qcore.verbs.layer_types import LayerError
+from ui import engine, layer_charts, state
 from ui.glossary import explain
 from ui.text import digits, one_line, percent, shielded
 
 BINS = 240
 
 
-def draw(checkpoint: Checkpoint, recipe: Recipe, errors: Sequence[layer_errors.LayerError]) -> None:
+def draw(checkpoint: Checkpoint, recipe: Recipe, errors: Sequence[LayerError]) -> None:
     """Draw the `errors` of `recipe` on the model of `checkpoint`."""
     worst = max(errors, key=lambda error: error.relative_error)
     _summary(errors, worst)
@@ -39,7 +40,9 @@ def draw(checkpoint: Checkpoint, recipe: Recipe, errors: Sequence[layer_errors.L
     )
     with state.shown_errors(), st.spinner("Reading the weight…"):
         remembered = ("histogram", checkpoint.digest, recipe.name, tensor)
-        found = state.remember(remembered, lambda: layer_errors.histogram(checkpoint, tensor, recipe, BINS))
+        found = state.remember(
+            remembered, lambda: engine.ask(answers.histogram, checkpoint, tensor, recipe, BINS)
+        )
         state.plot(
             layer_charts.histogram(found, recipe.name),
             key="layers.histogram",
@@ -51,7 +54,7 @@ def draw(checkpoint: Checkpoint, recipe: Recipe, errors: Sequence[layer_errors.L
         )
 
 
-def _summary(errors: Sequence[layer_errors.LayerError], worst: layer_errors.LayerError) -> None:
+def _summary(errors: Sequence[LayerError], worst: LayerError) -> None:
     median = sorted(error.relative_error for error in errors)[len(errors) // 2]
     bits = sum(error.bits_per_weight for error in errors) / len(errors)
     figures = (

@@ -13,7 +13,7 @@ from ui.charts import FAINT, MUTED
 from ui.text import digits, percent
 
 if TYPE_CHECKING:
-    from qcore.verbs import lessons
+    from qcore.verbs.lesson_types import Group, Pruned, Rounded, Taught
 
 BLUE, VIOLET, ORANGE, GREEN, RED = "#3d7fdb", "#9161d4", "#dc7d2a", "#2a9d7c", "#d64550"
 PARTS = {
@@ -29,7 +29,7 @@ SPACE = 1.3  # between two number lines; the weights are drawn 0.55 above each
 MARGIN = {"l": 4, "r": 12, "t": 30, "b": 4}
 
 
-def lines(groups: Mapping[str, lessons.Group], colors: Mapping[str, str]) -> go.Figure:
+def lines(groups: Mapping[str, Group], colors: Mapping[str, str]) -> go.Figure:
     """Draw a number line per group: the weights above it, the grid as ticks, and a thin line from each weight
     to its quantized value. `groups` and `colors` are by title."""
     figure, titles = go.Figure(), list(groups)
@@ -159,7 +159,7 @@ def curves(
     return figure
 
 
-def bits(found: Mapping[str, lessons.Rounded], chosen: str) -> go.Figure:
+def bits(found: Mapping[str, Rounded], chosen: str) -> go.Figure:
     """Draw the stored bits per weight by part, per format."""
     figure, names = go.Figure(), list(found)
     for part, (title, color) in PARTS.items():
@@ -193,7 +193,7 @@ def bits(found: Mapping[str, lessons.Rounded], chosen: str) -> go.Figure:
     return figure
 
 
-def pruned(found: lessons.Pruned, storage: Sequence[lessons.Pruned], bits: int) -> go.Figure:
+def pruned(found: Pruned, storage: Sequence[Pruned], bits: int) -> go.Figure:
     """Draw, at the left, the magnitudes of kept and pruned weights; at the right, bits per weight over the
     share of zeros, dense and sparse. `storage`: the weight pruned by 0 %, 10 %, … 90 %."""
     figure = make_subplots(1, 2, column_widths=[0.5, 0.5], horizontal_spacing=0.17)
@@ -242,7 +242,7 @@ def pruned(found: lessons.Pruned, storage: Sequence[lessons.Pruned], bits: int) 
     return figure
 
 
-def taught(found: lessons.Taught, words: Sequence[str]) -> go.Figure:
+def taught(found: Taught, words: Sequence[str]) -> go.Figure:
     """Draw the next-token probabilities of teacher and student; `words` are the tokens as text."""
     figure = go.Figure()
     names = [f"{place}. {word}" for place, word in enumerate(words, 1)]

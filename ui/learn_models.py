@@ -3,14 +3,17 @@
 import streamlit as st
 from streamlit.delta_generator import DeltaGenerator
 
+from qcore.jobs import answers
 from qcore.models.checkpoint import Checkpoint
 from qcore.results.scales import frontier
-from qcore.verbs import lessons
-from ui import jobs, learn_charts, learn_lessons, learn_view, pareto, results, start, state
+from qcore.verbs.lesson_types import Predicted
+from ui import engine, jobs, learn_charts, learn_lessons, learn_view, pareto, results, start, state
 from ui.text import digits, drawn, one_line, percent
 
 PREFIX = "learn"
 PROMPT = "The capital of France is"
+NEWEST = 100  # runs that are drawn, at most
+TEMPERATURES = (1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 
 
 def distillation(lesson: learn_lessons.Lesson, checkpoint: Checkpoint | None) -> None:
@@ -21,7 +24,7 @@ def distillation(lesson: learn_lessons.Lesson, checkpoint: Checkpoint | None) ->
         st.markdown(lesson.text)
         prompt = st.text_input("Text", PROMPT, key=f"{PREFIX}.distillation.prompt", max_chars=400)
         temperature = st.select_slider(
-            "Temperature", (1.0, 1.5, 2.0, 3.0, 4.0, 6.0), value=1.0, key=f"{PREFIX}.distillation.temperature"
+            "Temperature", TEMPERATURES, value=1.0, key=f"{PREFIX}.distillation.temperature"
         )
     if checkpoint is None:
         right.info("Fetch the model above to predict the next token.", icon=":material/school:")
@@ -33,7 +36,9 @@ def distillation(lesson: learn_lessons.Lesson, checkpoint: Checkpoint | None) ->
                 "Predict the next token", type="primary", icon=":material/school:", key=f"{PREFIX}.ask"
             ):
                 with right, st.spinner("Running the model…"):
-                    state.remember(key, lambda: lessons.predictions(checkpoint, prompt))
+                    state.remember(
+                        key, lambda: engine.ask(answers.lesson_predictions, checkpoint, prompt, TEMPERATURES)
+                    )
                 st.rerun()
             if predictions is not None:
                 _show(predictions, temperature, left, right)
@@ -45,10 +50,8 @@ def distillation(lesson: learn_lessons.Lesson, checkpoint: Checkpoint | None) ->
     learn_view.links(lesson)
 
 
-def _show(
-    predictions: lessons.Predictions, temperature: float, left: DeltaGenerator, right: DeltaGenerator
-) -> None:
-    found = lessons.taught(predictions.teacher, predictions.student, temperature)
+def _show(predictions: Predicted, temperature: float, left: DeltaGenerator, right: DeltaGenerator) -> None:
+    found = predictions.taught[temperature]
     with left, st.container(horizontal=True):
         st.metric(
             "Distillation loss",
@@ -84,7 +87,7 @@ def runs(lesson: learn_lessons.Lesson) -> None:
     st.subheader(lesson.title, anchor=False)
     st.markdown(lesson.text)
     by_model: dict[str, list] = {}
-    for status in jobs.list_runs():
+    for status in jobs.list_runs("compare")[:NEWEST]:
         if status.recipes and results.measured(results.joined([status])):
             by_model.setdefault(state.model_of(status), []).append(status)
     if not by_model:

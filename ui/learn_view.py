@@ -1,16 +1,18 @@
-"""Controls, plots and numbers of the lessons. `qcore.verbs.lessons` computes them from one real weight."""
+"""Controls, plots and numbers of the lessons. The worker process computes them from one real weight, see
+`qcore.verbs.lessons`."""
 
 from collections.abc import Callable
+from typing import Any
 
 import streamlit as st
 from streamlit.delta_generator import DeltaGenerator
 
 from qcore import recipes
 from qcore.formats.uniform import Uniform
-from qcore.verbs import lesson_choices as choices
-from qcore.verbs import lesson_weights as weights
-from qcore.verbs import lessons
-from ui import learn_charts, learn_lessons, state
+from qcore.jobs import answers
+from qcore.models.checkpoint import Checkpoint
+from qcore.verbs.lesson_types import FACTORS, Clipped, Learned, Rounded, WeightOutline
+from ui import engine, learn_charts, learn_lessons, state
 from ui.learn_charts import BLUE, GREEN, ORANGE, RED, VIOLET
 from ui.memo import Memo
 from ui.text import digits, percent
@@ -38,18 +40,21 @@ CODES = {
 TAUGHT_STEPS = 60
 
 
-def draw(lesson: learn_lessons.Lesson, sample: lessons.Sample | None, digest: str = "") -> None:
-    """Draw the lesson: text, controls, plots and numbers. Without a `sample`, draw the text alone."""
+def draw(
+    lesson: learn_lessons.Lesson, sample: WeightOutline | None, checkpoint: Checkpoint | None = None
+) -> None:
+    """Draw the lesson: text, controls, plots and numbers. Without a `sample` of the `checkpoint`, draw the
+    text alone."""
     st.subheader(lesson.title, anchor=False)
     left, right = st.columns([0.34, 0.66], gap="large")
     with left:
         st.markdown(lesson.text)
-    if sample is not None:
+    if sample is not None and checkpoint is not None:
         with (
             state.shown_errors(),
             st.spinner("Computing… The first time, kernels are compiled for this machine."),
         ):
-            DRAW[lesson.key](_Known(sample, digest), left, right)
+            DRAW[lesson.key](_Known(sample, checkpoint), left, right)
     else:
         right.info("Fetch the model above to see this on one of its weights.", icon=":material/school:")
     links(lesson)
@@ -76,20 +81,21 @@ def _memo() -> Memo:
 class _Known:
     """A weight, and a cache of the results computed from it: moving a slider back costs nothing."""
 
-    def __init__(self, sample: lessons.Sample, digest: str):
-        self.sample, self.weight, self._key = sample, sample.weight, (digest, sample.name)
+    def __init__(self, sample: WeightOutline, checkpoint: Checkpoint):
+        self.sample, self._checkpoint = sample, checkpoint
 
-    def __call__(self, what: tuple, compute: Callable[[], object]):
-        return _memo().remember((*self._key, *what), compute)
+    def __call__(self, what: str, *arguments: Any):
+        """Return the figures of the function `what` of `qcore.verbs.lessons`."""
+        key = (self._checkpoint.digest, self.sample.name, what, *arguments)
+        return _memo().remember(
+            key, lambda: engine.ask(answers.lesson, self._checkpoint, self.sample.name, what, *arguments)
+        )
 
     def place(self, kind: str, size: int = 64) -> int:
-        return self(("places", size), lambda: weights.places(self.weight, min(size, self.weight.shape[1])))[
-            kind
-        ]
+        return self("places", min(size, self.sample.shape[1]))[kind]
 
-    def rounded(self, name: str, place: int | None = None) -> lessons.Rounded:
-        format = recipes.parse(name).weights
-        return self(("rounded", name, place), lambda: lessons.rounded(self.weight, format, place))
+    def rounded(self, name: str, place: int | None = None) -> Rounded:
+        return self("rounded", recipes.parse(name).weights, place)
 
 
 def _numbers(*figures: tuple[str, str, str | None]) -> None:
@@ -174,7 +180,7 @@ def _zero(known: _Known, left: DeltaGenerator, right: DeltaGenerator) -> None:
 def _group_size(known: _Known, left: DeltaGenerator, right: DeltaGenerator) -> None:
     with left:
         bits = st.slider("Bits", 2, 8, 4, key=f"{PREFIX}.group.bits")
-    found = known(("sizes", bits), lambda: lessons.group_sizes(known.weight, bits))
+    found = known("group_sizes", bits)
     names = {"channel" if size is None else str(size): size for size in found}
     with left:
         start = "64" if 64 in found else "channel"
@@ -209,10 +215,7 @@ def _clip(known: _Known, left: DeltaGenerator, right: DeltaGenerator) -> None:
         )
         share = names[name]
     format, place = Uniform(bits, 64, True), known.place("outlier")
-    found = [
-        known(("clip", bits, each), lambda each=each: lessons.clipped(known.weight, format, each, place))
-        for each in shares
-    ]
+    found: list[Clipped] = [known("clipped", format, each, place) for each in shares]
     one, best = found[shares.index(share)], min(found, key=lambda each: each.relative_error)
     with left:
         _numbers(
@@ -246,10 +249,7 @@ def _outlier(known: _Known, left: DeltaGenerator, right: DeltaGenerator) -> None
             "Largest weight multiplied by", (1, 2, 3, 5, 8, 12, 20), value=3, key=f"{PREFIX}.outlier.factor"
         )
     format, place = Uniform(bits, 64, True), known.place("typical")
-    plain, one = (
-        known(("outlier", bits, each), lambda each=each: lessons.outlier(known.weight, format, each, place))
-        for each in (1, factor)
-    )
+    plain, one = (known("outlier", format, each, place) for each in (1, factor))
     with left:
         _numbers(
             (
@@ -276,17 +276,14 @@ def _outlier(known: _Known, left: DeltaGenerator, right: DeltaGenerator) -> None
 def _dynamic(known: _Known, left: DeltaGenerator, right: DeltaGenerator) -> None:
     with left:
         factor = st.select_slider(
-            "Scale of one input channel", choices.FACTORS, value=10, key=f"{PREFIX}.dynamic.factor"
+            "Scale of one input channel", FACTORS, value=10, key=f"{PREFIX}.dynamic.factor"
         )
         name = st.segmented_control(
             "Weights", ["int8", "int4-g64"], default="int8", required=True, key=f"{PREFIX}.dynamic.weights"
         )
     format = recipes.parse(name).weights
-    found = [
-        known(("dynamic", name, each), lambda each=each: lessons.activations(known.weight, format, each))
-        for each in choices.FACTORS
-    ]
-    one = found[choices.FACTORS.index(factor)]
+    found = [known("activations", format, each) for each in FACTORS]
+    one = found[FACTORS.index(factor)]
     with left:
         _numbers(
             ("Weights only", percent(one.weights_only), None),
@@ -302,9 +299,7 @@ def _dynamic(known: _Known, left: DeltaGenerator, right: DeltaGenerator) -> None
             "one scale for all tokens": ([each.all_tokens for each in found], RED),
         }
         state.plot(
-            learn_charts.curves(
-                choices.FACTORS, series, factor, "scale of one input channel (others: 1)", log=True
-            ),
+            learn_charts.curves(FACTORS, series, factor, "scale of one input channel (others: 1)", log=True),
             key=f"{PREFIX}.dynamic.curve",
             alt="Error of the output by size of one channel",
         )
@@ -342,9 +337,7 @@ def _learned(known: _Known, left: DeltaGenerator, right: DeltaGenerator) -> None
             "Training steps", 0, TAUGHT_STEPS, TAUGHT_STEPS, step=5, key=f"{PREFIX}.learned.steps"
         )
     with right, st.spinner("Training the layer…"):
-        found = known(
-            ("learned", bits), lambda: lessons.learn(known.weight, Uniform(bits, 64, False), TAUGHT_STEPS)
-        )
+        found: Learned = known("learn", Uniform(bits, 64, False), TAUGHT_STEPS)
     error = found.rounded if steps == 0 else found.steps[steps - 1]
     with left:
         _numbers(
@@ -366,8 +359,8 @@ def _learned(known: _Known, left: DeltaGenerator, right: DeltaGenerator) -> None
             alt="Error of the layer's output while its codes are trained",
         )
         st.caption(
-            f"The first {min(128, len(known.weight))} outputs of this layer, random correlated inputs; codes "
-            "and scales are trained."
+            f"The first {min(128, known.sample.shape[0])} outputs of this layer, random correlated inputs; "
+            "codes and scales are trained."
         )
 
 
@@ -388,14 +381,8 @@ def _pruning(known: _Known, left: DeltaGenerator, right: DeltaGenerator) -> None
             "Bits per weight", [16, 8, 4], default=16, required=True, key=f"{PREFIX}.pruning.bits"
         )
     share = 0.5 if method == "2:4" else share
-    found = known(("pruned", method, share, bits), lambda: lessons.prune(known.weight, method, share, bits))
-    storage = [
-        known(
-            ("pruned", "magnitude", each / 10, bits),
-            lambda each=each: lessons.prune(known.weight, "magnitude", each / 10, bits),
-        )
-        for each in range(10)
-    ]
+    found = known("prune", method, share, bits)
+    storage = [known("prune", "magnitude", each / 10, bits) for each in range(10)]
     with left:
         _numbers(
             ("Relative error", percent(found.relative_error), f"{percent(found.amount)} zeros"),

@@ -8,6 +8,7 @@ from qcore.recipes.spec import absolute_model
 from ui import jobs, state
 from ui.glossary import explain
 from ui.text import cell, size
+from ui.visitor import visitor
 
 
 def draw(checkpoint: Checkpoint, recipe: str) -> None:
@@ -16,19 +17,22 @@ def draw(checkpoint: Checkpoint, recipe: str) -> None:
         "Ledger", anchor=False, help="Each tensor of the model, its format, and the reason if it was kept."
     )
     with state.shown_errors():
-        row = next(
-            (
-                row
-                for row in jobs.latest_rows(absolute_model(checkpoint.name))
-                if row["recipe"] == recipe and row["record"]["digest"] == checkpoint.digest
-            ),
-            None,
-        )
+        newest = tuple((status.run_id, status.state) for status in jobs.list_runs("compare")[:3])
+        key = ("ledger", checkpoint.name, checkpoint.digest, recipe, newest, visitor())
+        row = state.remember(key, lambda: _row(checkpoint, recipe))
         if row is None:
             st.caption(f"The ledger of {recipe} on this model appears here after a run.")
             st.page_link("pages/quantize.py", label="Go to Quantize", icon=":material/compress:")
             return
         table(row)
+
+
+def _row(checkpoint: Checkpoint, recipe: str) -> dict | None:
+    """Return the newest row of `recipe` on these weights; None without one."""
+    for row in jobs.latest_rows(absolute_model(checkpoint.name)):
+        if row["recipe"] == recipe and row["record"]["digest"] == checkpoint.digest:
+            return row
+    return None
 
 
 def table(row: dict) -> None:

@@ -4,10 +4,11 @@ import streamlit as st
 from streamlit.delta_generator import DeltaGenerator
 
 from qcore.base.home import is_public
-from qcore.jobs.kind_make import DistillRequest, PruneRequest, QatRequest
+from qcore.jobs import answers
+from qcore.jobs.kind import Checked
 from qcore.jobs.kinds import KINDS, MAKING
 from qcore.recipes import parse
-from ui import jobs, making_charts, state
+from ui import engine, jobs, making_charts, state
 from ui.forms import KEEP, model
 from ui.glossary import explain
 from ui.text import rough
@@ -78,30 +79,19 @@ def form(prefix: str) -> None:
                 disabled=chosen is None,
             ):
                 name, revision = chosen
-                jobs.submit(_request(kind, name, revision, arguments, text))
+                record = _record(kind, name, revision, arguments, text)
+                jobs.submit(Checked(engine.ask(answers.job_record, record)))
                 st.rerun()
 
 
-def _request(
-    kind: str, name: str, revision: str | None, chosen: dict, text: str | None
-) -> QatRequest | PruneRequest | DistillRequest:
-    """Return the job request for the chosen task and its options."""
-    from qcore.training.attach import TrainableSet
-    from qcore.training.distill import Distill
-    from qcore.training.loop import Schedule
-    from qcore.training.qat import Qat
-    from qcore.verbs.prune import Prune
-
-    about = {"model": name, "revision": revision, "compare": True}
+def _record(kind: str, name: str, revision: str | None, chosen: dict, text: str | None) -> dict:
+    """Return the record of the job request for the chosen task and its options."""
+    record = {"kind": kind, "model": name, "revision": revision, "compare": True}
     if kind == "prune":
-        recipe = chosen.pop("recipe")
-        options = Prune(recipe=recipe and parse(recipe), calibration=text, **chosen)
-        return PruneRequest(options=options, **about)
-    schedule = Schedule(**chosen.pop("schedule"))
+        return record | {"options": chosen | {"calibration": text}}
     if kind == "qat":
-        recipe, form = parse(chosen.pop("recipe")), TrainableSet(**chosen.pop("form"))
-        return QatRequest(recipe=recipe, options=Qat(form=form, text=text, schedule=schedule), **about)
-    return DistillRequest(options=Distill(text=text, schedule=schedule, **chosen), **about)
+        record["recipe"] = chosen.pop("recipe")
+    return record | {"options": chosen | {"text": text}}
 
 
 def _qat(prefix: str) -> dict:
@@ -123,7 +113,7 @@ def _qat(prefix: str) -> dict:
     )
     minutes = _minutes(right, prefix)
     return {
-        "recipe": recipe,
+        "recipe": parse(recipe).to_dict(),
         "form": {"name": form, "learn_scales": form == "full"},
         "schedule": {"minutes": minutes},
     }
@@ -167,7 +157,7 @@ def _prune(prefix: str) -> dict:
         picked = right.selectbox(
             "Also quantize", choices, key=f"{prefix}.then", help=explain("sparse storage"), **KEEP
         )
-        recipe = None if picked == "none" else picked
+        recipe = None if picked == "none" else parse(picked).to_dict()
     return {"method": method, "amount": amount, "recipe": recipe}
 
 

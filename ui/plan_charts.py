@@ -12,7 +12,7 @@ from ui.charts import FAINT, HEAD, MUTED, ROOMY, Panel, Value, bars
 from ui.text import digits, size
 
 if TYPE_CHECKING:
-    from qcore.planning.summary import PlanRow
+    from qcore.planning.types import PlanRow
 
 # parts of the memory in stacking order; the weights have the color of the recipe's family
 PARTS = {

@@ -1,28 +1,28 @@
 """Parts of the plan page: outline of the model, requirements, recommendation, probe, table."""
 
+import json
 from collections.abc import Sequence
 
 import streamlit as st
 
-from qcore import library
 from qcore.base.errors import InputError
 from qcore.base.home import home, is_public
+from qcore.jobs import answers
 from qcore.jobs.kind_probe import ProbeRequest
+from qcore.measurement.memory import available_bytes
 from qcore.models.checkpoint import Checkpoint
 from qcore.models.names import classify
-from qcore.planning import Plan, hindsight
 from qcore.planning.machines import machines
-from qcore.planning.summary import DISTURBED, RECIPES, PlanRow
-from qcore.verbs.plan import known_rows
-from ui import jobs, plan_charts, state
+from qcore.planning.types import DISTURBED, RECIPES, Band, Plan, PlanRow
+from ui import engine, jobs, plan_charts, state
 from ui.forms import KEEP, model
 from ui.forms import recipes as recipe_form
 from ui.forms.handover import PAGE, hand_over
 from ui.glossary import explain
 from ui.text import cell, digits, percent, shielded, size, verbatim
-from ui.visitor import visitor
 
 HERE, AMOUNT = "Free on this machine", "Other amount"
+ROUGHLY = 100_000_000  # bytes of free memory by which a plan is made again
 SOURCES = {
     "measured": "green",
     "counted": "green",
@@ -43,14 +43,14 @@ def outlined(name: str, revision: str | None) -> Checkpoint | None:
     with state.shown_errors():
         what = classify(name, revision)
         if what.kind == "folder":
-            return library.outline(name)  # never cached: its files may change
+            return engine.ask(answers.outline, name, None)  # never cached: its files may change
         key = ("outline", what.text, what.revision)
         if (
             state.recall(key) is not None
             or what.kind == "gguf"
             or (what.kind == "default" and (home() / "models" / what.text).is_dir())
         ):
-            return state.remember(key, lambda: library.outline(name, revision))
+            return state.remember(key, lambda: engine.ask(answers.outline, name, revision))
         fetched = what.kind == "default"
         st.caption(
             "Not on this machine yet."
@@ -64,7 +64,7 @@ def outlined(name: str, revision: str | None) -> Checkpoint | None:
             type="primary",
         ):
             with model.ProgressBar("Reading headers") as report:
-                state.remember(key, lambda: library.outline(name, revision, progress=report))
+                state.remember(key, lambda: engine.ask(answers.outline, name, revision, progress=report))
             st.rerun()
     return None
 
@@ -155,12 +155,11 @@ def needs(prefix: str, positions: int, formats: Sequence[str]) -> dict:
     }
 
 
-def rows_of(name: str) -> list[dict]:
-    """Return the finished rows of the model, read again only after a run has ended."""
-    newest = tuple((status.run_id, status.finished_at) for status in jobs.list_runs("compare")[:3])
-    return state.remember(
-        ("rows of model", name, newest, visitor()), lambda: jobs.visible_rows(known_rows(name))
-    )
+def planned(outline: Checkpoint, needs: dict) -> Plan:
+    """Return the plan of a model, made again only after a run has ended or with other `needs`."""
+    visible, free = jobs.visible_ids(), available_bytes() // ROUGHLY
+    key = ("plan", outline.digest, outline.name, json.dumps(needs), _newest(), visible, free)
+    return state.remember(key, lambda: engine.ask(answers.plan, outline, needs, visible))
 
 
 def recommendation(prefix: str, plan: Plan, chosen: tuple[str, str | None]) -> None:
@@ -264,10 +263,11 @@ def accelerators(plan: Plan) -> None:
 
 def error_band() -> None:
     """Draw the error of earlier plans on this machine."""
-    newest = tuple((status.run_id, status.finished_at) for status in jobs.list_runs("compare")[:3])
-    found: list[hindsight.Band] = state.remember(
-        ("error bands", newest, visitor()), lambda: hindsight.bands(jobs.visible_rows(known_rows()))
-    )
+    found: list[Band] = []
+    visible = jobs.visible_ids()
+    with state.shown_errors():
+        key = ("error bands", _newest(), visible)
+        found = state.remember(key, lambda: engine.ask(answers.error_bands, visible))
     if not found:
         st.caption(
             "No run on this machine has a prediction yet. Each new run stores one, and its error appears "
@@ -320,6 +320,11 @@ def speeds(prefix: str, plan: Plan, kv: str) -> None:
         )
     for warning in plan.warnings:
         st.warning(verbatim(warning), icon=":material/speed:")
+
+
+def _newest() -> tuple:
+    """Return what changes when a run ends that a plan reads: a comparison or a probe."""
+    return tuple((status.run_id, status.finished_at) for status in jobs.list_runs("compare", "probe")[:3])
 
 
 def _probe(run_id: str | None) -> jobs.JobStatus | None:

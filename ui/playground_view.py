@@ -6,11 +6,10 @@ from qcore import recipes
 from qcore.base.errors import InputError
 from qcore.base.home import is_public
 from qcore.formats.kv import NONE
+from qcore.jobs import answers
 from qcore.jobs.resident import Resident
 from qcore.results.report import beside_other_work
-from qcore.verbs import checks
-from qcore.verbs.prepare import Finder
-from ui import diff, families, state
+from ui import diff, engine, families, state
 from ui.forms import KEEP
 from ui.forms import recipes as recipe_form
 from ui.glossary import explain
@@ -19,13 +18,6 @@ from ui.text import digits, seconds, shielded, verbatim
 from ui.visitor import visitor
 
 REASONS = {"end": "end of text", "length": "length limit reached", "stopped": "stopped"}
-
-
-@st.cache_resource(max_entries=1, show_spinner=False, on_release=Resident.close)
-def resident(model: str, revision: str | None) -> Resident:
-    """Return the process that holds one model in all recipes. Choosing another model closes the previous
-    process."""
-    return Resident(model, recipes.names(), revision=revision)
 
 
 def recipes_wanted(prefix: str) -> list[str]:
@@ -105,12 +97,10 @@ def controls(
                 "The prompt is empty. Enter the beginning of a text, or a question with Chat switched on."
             )
         chosen = [recipes.parse(name) for name in recipes.names() if name in names]
-        name, revision, chosen = checks.lineup(*model, chosen, finder := Finder())
-        found = finder.headers(name, revision)
-        if found is not None and found.is_quantized:  # the original is unknown, so this model runs alone
-            chosen = (recipes.parse_row(recipes.SAVED + name),)
+        name, revision, chosen = engine.ask(answers.lineup, *model, chosen)
+        resident = Resident(name, chosen, revision=revision, process=engine.process())
         st.session_state[f"{prefix}.session"] = Session(
-            resident(name, revision), prompt, chosen, visitor=visitor(), **options
+            resident, prompt, chosen, visitor=visitor(), **options
         )
         st.rerun()
 

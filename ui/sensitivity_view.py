@@ -8,9 +8,9 @@ import streamlit as st
 
 from qcore.base.errors import QcoreError
 from qcore.formats.budget import Budget
-from qcore.quantization.sensitivity import frontier
-from qcore.quantization.sensitivity.choosing import solve_within
+from qcore.quantization.sensitivity.allocation import frontier
 from qcore.quantization.sensitivity.table import Sensitivities
+from qcore.quantization.sensitivity.within import solve_within
 from ui import jobs, state
 from ui import sensitivity_charts as charts
 from ui.glossary import explain

@@ -1,19 +1,23 @@
 """The review before a run: memory required and available, the recipes explained, the start button."""
 
+import json
+from functools import partial
+
 import streamlit as st
 
-from qcore import planning
-from qcore.base.errors import InputError, QcoreError
+from qcore.base.errors import InputError
 from qcore.base.home import is_public
+from qcore.jobs import answers
+from qcore.measurement.memory import available_bytes
 from qcore.models.checkpoint import Checkpoint
+from qcore.recipes import Saved
 from qcore.recipes.spec import RunSpec
-from qcore.verbs import checks
-from qcore.verbs.prepare import Finder
-from ui import charts, families, jobs, state
+from ui import charts, engine, families, jobs, state
 from ui.forms import recipes
 from ui.text import digits, size, verbatim
 
 FIRST_MODEL = "smollm2-135m"
+ROUGHLY = 100_000_000  # bytes of free memory by which an estimate is made again
 
 
 def review(
@@ -42,17 +46,15 @@ def review(
             key=f"{prefix}.start",
         )
         return
-    finder = Finder()
     if checkpoint is not None:
-        finder.know(*model, checkpoint)
         with state.shown_errors():
-            _memory(spec, finder)
+            _memory(spec, checkpoint)
     else:
         st.caption("The memory estimate appears here once the model is on this machine.")
     if st.button(
         "Start", type="primary", icon=":material/play_arrow:", width="stretch", key=f"{prefix}.start"
     ):
-        submit(spec, finder)
+        submit(spec, checkpoint)
     if is_public() and (waiting := jobs.waiting()):
         runs = "One run is" if waiting == 1 else f"{waiting} runs are"
         st.caption(f":material/groups: {runs} in the queue of this server. Runs take turns.")
@@ -83,12 +85,11 @@ def first_comparison(key: str, active: jobs.JobStatus | None) -> None:
         submit(RunSpec(FIRST_MODEL, recipes.START))
 
 
-def submit(spec: RunSpec, finder: Finder | None = None) -> None:
+def submit(spec: RunSpec, known: Checkpoint | None = None) -> None:
     """Start the run and open its panel. The checks are those of the Python API and the command line; an error
     is shown instead."""
     with state.shown_errors(), st.spinner("Checking model and text…"):
-        checked, _ = checks.check_run(spec, finder)
-        run_id = jobs.submit(checked)
+        run_id = jobs.submit(engine.ask(answers.check_run, spec, known))
         st.switch_page("pages/quantize.py", query_params={"run": run_id})
 
 
@@ -111,38 +112,33 @@ def _spec(
     return RunSpec(model[0], tuple(recipes.build(names, skip, head)), revision=model[1], **options)
 
 
-def _memory(spec: RunSpec, finder: Finder) -> None:
+def _memory(spec: RunSpec, checkpoint: Checkpoint) -> None:
     rows, sentences = [], []
-    spec = checks.beside_original(spec, finder)
-    checkpoint = finder.headers(spec.model, spec.revision)
-    if checkpoint is None or checkpoint.is_quantized:
-        return  # Start shows the reason
-    checks.check_kv(checkpoint, spec.kv_format)
-    for recipe in spec.recipes:
-        try:
-            loaded = checks.loaded_from(checkpoint, recipe, finder)
-            estimate = planning.estimate(
-                *loaded, tokens=spec.prompt_tokens + spec.new_tokens, window=spec.window
-            )
-        except QcoreError as error:
-            sentences.append(f"{families.badge(recipe.name)} {verbatim(str(error))}")
+    free = available_bytes() // ROUGHLY
+    key = ("estimates", checkpoint.digest, checkpoint.name, json.dumps(spec.to_dict()), free)
+    stays = not any(isinstance(recipe.weights, Saved) for recipe in spec.recipes)  # its folder may change
+    ask = partial(engine.ask, answers.estimates, spec, checkpoint)
+    parameters, found = state.remember(key, ask) if stays else ask()
+    for name, estimate in found:
+        if isinstance(estimate, str):
+            sentences.append(f"{families.badge(name)} {verbatim(estimate)}")
             continue
         peak = max(estimate.peak_load_bytes, estimate.peak_run_bytes)
         rows.append(
             {
-                "recipe": recipe.name,
-                "label": recipe.name,
+                "recipe": name,
+                "label": name,
                 "stored_bytes": estimate.stored_bytes,
                 "peak_bytes": peak,
                 "fits": estimate.fits,
             }
         )
         if not estimate.fits:
-            sentences.append(f"{families.badge(recipe.name)} does not fit: {verbatim(estimate.arithmetic)}")
+            sentences.append(f"{families.badge(name)} does not fit: {verbatim(estimate.arithmetic)}")
         available = estimate.available_bytes
     if rows:
         st.caption(
-            f"{digits(checkpoint.parameters / 1e6)} million weights, {size(checkpoint.nbytes)} on disk. "
+            f"{digits(parameters / 1e6)} million weights, {size(checkpoint.nbytes)} on disk. "
             "Estimated from the file headers: stored size (solid) and peak memory of the process (pale)."
         )
         state.plot(

@@ -8,15 +8,16 @@ import plotly.graph_objects as go
 import streamlit as st
 
 from qcore.base.errors import QcoreError
-from qcore.base.home import is_public
+from qcore.base.home import home, is_public
 from qcore.jobs import public
 from qcore.results.store import Store
 from ui import jobs, navigation
 from ui.memo import Memo
+from ui.redaction import redacted
 from ui.text import shielded, verbatim
 
 INK = {"light": "#1f2430", "dark": "#e4e6ea"}  # as in .streamlit/config.toml
-KEPT = 24  # cached results, over all sessions
+KEPT = 64  # cached results, over all sessions
 PUBLIC_LIMITS = public.LARGEST["compare"]
 PUBLIC_RECIPES = public.RECIPES
 PUBLIC_UPLOAD = public.UPLOAD
@@ -53,10 +54,16 @@ def notices() -> None:
     if is_public():
         return  # of no use to a visitor, who must not dismiss it either
     with shown_errors():
-        store = Store()
+        store = _store(str(home()))
         if store.notice:
             st.warning(verbatim(store.notice), icon=":material/database:")
             st.button("Dismiss", key="notice.seen", on_click=store.clear_notice)
+
+
+@st.cache_resource(show_spinner=False, max_entries=1)
+def _store(folder: str) -> Store:
+    """Return the database in the cache folder, checked once per server."""
+    return Store()
 
 
 @contextmanager
@@ -65,7 +72,7 @@ def shown_errors() -> Iterator[None]:
     try:
         yield
     except QcoreError as error:
-        st.error(verbatim(str(error)), icon=":material/error:")
+        st.error(verbatim(redacted(str(error))), icon=":material/error:")
 
 
 @st.cache_resource(show_spinner=False)

@@ -41,16 +41,17 @@ class Identity(TypedDict, total=False):
 def start_detached(command: list[str], log: IO) -> subprocess.Popen:
     """Start `command` in a session and process group of its own, without a terminal, with its output in
     `log`. It can import this installation of qcore."""
+    return subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, env=environment()
+    )
+
+
+def environment() -> dict[str, str]:
+    """Return the environment of a process that can import this installation of qcore, whatever its current
+    folder."""
     package_root = str(Path(__file__).resolve().parents[2])
     path = os.pathsep.join(filter(None, [package_root, os.environ.get("PYTHONPATH")]))
-    return subprocess.Popen(
-        command,
-        stdin=subprocess.DEVNULL,
-        stdout=log,
-        stderr=log,
-        start_new_session=True,
-        env={**os.environ, "PYTHONPATH": path},
-    )
+    return {**os.environ, "PYTHONPATH": path}
 
 
 def host() -> str:

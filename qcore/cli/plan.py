@@ -9,7 +9,7 @@ from qcore.cli.output import check_output, write_output
 from qcore.cli.progress import Show
 
 if TYPE_CHECKING:
-    from qcore.planning.summary import PlanRow
+    from qcore.planning.types import PlanRow
 
 Context = Annotated[
     int | None, typer.Option(help="Tokens of KV cache per user (default: 2048, or the model's positions)")

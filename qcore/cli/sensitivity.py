@@ -93,7 +93,7 @@ def _budget(name: str, candidates):
 def _choice(budget, table) -> str:
     from collections import Counter
 
-    from qcore.quantization.sensitivity.choosing import solve_within
+    from qcore.quantization.sensitivity.within import solve_within
     from qcore.results.report import human_number
 
     weights = sum(layer.weights for layer in table.layers)

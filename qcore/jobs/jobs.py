@@ -35,11 +35,11 @@ from qcore.base.process import PATIENCE_SECONDS, START_SECONDS, end, host, ident
 from qcore.base.registry import unknown
 from qcore.base.turn import held
 from qcore.jobs import public
-from qcore.jobs.kind import Request
-from qcore.jobs.kinds import kind_of
+from qcore.jobs.kind import Checked, Request
+from qcore.jobs.kinds import MAKING, kind_of
 from qcore.jobs.status import ACTIVE, COMPARE, JobStatus, StatusRecord
 from qcore.recipes.spec import RunSpec, beside
-from qcore.results.folder import RunFolder, run_ids, runs_folder
+from qcore.results.folder import Mark, RunFolder, mark_of, marks, run_ids, runs_folder
 from qcore.results.rows import ResultRow
 from qcore.results.store import Store, judged_rows, keep_end
 
@@ -50,12 +50,12 @@ SILENT_SECONDS = 60.0  # of silence after which a job of another machine counts 
 HERE = Executor()
 NOTHING: Mapping[int, ResultRow] = MappingProxyType({})
 _started: list[subprocess.Popen] = []  # workers of this process, to be reaped
-_ended: dict[str, tuple[int, JobStatus]] = {}  # jobs that have ended, by the time of their status.json
+_ended: dict[str, tuple[Mark, JobStatus]] = {}  # jobs that have ended, and the marks of their folders
 _lock = threading.Lock()
 
 
 def submit(
-    request: Request,
+    request: Request | Checked,
     engine: Executor = HERE,
     *,
     visitor: str | None = None,
@@ -116,11 +116,11 @@ def status(run_id: str) -> JobStatus:
     """
     folder = RunFolder(run_id)
     try:
-        written = (folder.path / "status.json").stat().st_mtime_ns
-    except OSError:
-        written = 0
+        mark = mark_of(folder.path)
+    except OSError:  # it was removed just now
+        mark = 0, 0
     kept = _ended.get(run_id)
-    if kept is not None and kept[0] == written:
+    if kept is not None and kept[0] == mark:
         return kept[1]
     about: StatusRecord = folder.read("status.json") or StatusRecord()
     if not isinstance(about.get("state"), str):
@@ -144,13 +144,21 @@ def status(run_id: str) -> JobStatus:
         **{"kind": str(request.get("kind", COMPARE))} | known,
     )
     if not found.active and folder.other_host is None:
-        _ended[run_id] = written, found
+        _ended[run_id] = mark, found
     return found
 
 
 def list_runs(*kinds: str) -> list[JobStatus]:
-    """Return all jobs (or those of `kinds`), newest first."""
-    found = (status(run_id) for run_id in reversed(run_ids()))
+    """Return all jobs (or those of `kinds`), newest first. The folder of a job that has ended is read again
+    only after a change."""
+    found = []
+    for run_id, mark in reversed(marks().items()):
+        kept = _ended.get(run_id)
+        if kept is not None and kept[0] == mark:
+            found.append(kept[1])
+        else:
+            with contextlib.suppress(InputError):  # no request: not a run yet, or not any more
+                found.append(status(run_id))
     return [each for each in found if not kinds or each.kind in kinds]
 
 
@@ -225,7 +233,8 @@ def repeat(run_id: str, *, visitor: str | None = None) -> str:
     engine, kind = folder.read("engine.json"), kind_of(record)
     finished = kind.finished(folder) if status(run_id).state == "interrupted" else NOTHING
     where = Executor(**engine) if engine else HERE
-    return submit(kind.request.from_dict(record), where, visitor=visitor, finished=finished)
+    request = Checked(record) if kind.name in MAKING else kind.request.from_dict(record)
+    return submit(request, where, visitor=visitor, finished=finished)
 
 
 def share(run_id: str) -> None:
@@ -381,10 +390,16 @@ def _lost(folder: RunFolder, about: StatusRecord) -> StatusRecord:
 
 def active_before(run_id: str) -> Iterator[bool]:
     """Yield True for each earlier job that has not ended."""
-    for earlier in run_ids():
+    for earlier, mark in marks().items():
         if earlier >= run_id:
             return
-        folder = RunFolder(earlier)
+        kept = _ended.get(earlier)
+        if kept is not None and kept[0] == mark:
+            continue
+        try:
+            folder = RunFolder(earlier)
+        except InputError:  # no request: not a run
+            continue
         about: StatusRecord = folder.read("status.json") or StatusRecord()
         if about.get("state") in ACTIVE and _alive(folder, about):
             yield True

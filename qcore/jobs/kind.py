@@ -91,6 +91,32 @@ class JobRequest:
         return made
 
 
+@dataclass(frozen=True)
+class Checked:
+    """The `record` of a request that has been checked: by the process that wrote it, or by the worker process
+    of the dashboard, because some requests need torch to be built."""
+
+    record: dict
+
+    @property
+    def kind(self) -> str:
+        """The kind of job."""
+        return self.record["kind"]
+
+    @property
+    def model(self) -> str:
+        """Name of the job's model."""
+        return self.record["model"]
+
+    def to_dict(self) -> dict:
+        """Return the record."""
+        return self.record
+
+    def absolute(self) -> Self:
+        """Return the request, whose paths are absolute."""
+        return self
+
+
 class JobKind(ABC):
     """One kind of job. `title` is its display name. With `resumes` a killed task continues from its saved
     state; the worker restarts it once automatically."""

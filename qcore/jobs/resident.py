@@ -1,9 +1,15 @@
-"""The playground's engine: a process that keeps a model loaded in several forms and generates text with them.
+"""The worker process of the dashboard: everything that needs torch or transformers happens there.
 
-A page must not hold models (a crash would end the dashboard, and memory would not be freed), so `Resident`
-exchanges JSON lines with `python -m qcore.jobs.resident_worker`: requests on its standard input, events on
-its standard output. The process ends when it is closed, after a long idle time, and when its parent ends for
-any reason.
+The server of the pages imports neither: it stays small and idle, a crash of native code does not end it, and
+memory is freed when the worker ends. `WorkerProcess` exchanges JSON lines with
+`python -m qcore.jobs.resident_worker`: requests on its standard input, events on its standard output. The
+process starts with the first request, and ends when it is closed, when it is idle, and when its parent ends
+for any reason.
+
+    process = WorkerProcess()
+    checkpoint = process.call(answers.resolve, "smollm2-135m", None)
+
+The playground keeps a model loaded in several forms there, and generates text with them.
 
     with Resident("smollm2-135m", ["fp32", "int4-g64"]) as resident:
         for event in resident.generate("The capital of France is", max_new_tokens=20):
@@ -20,22 +26,29 @@ import sys
 import tempfile
 import threading
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import ParamSpec, TypeVar, cast
 
 from qcore.base import errors
 from qcore.base.errors import InputError, QcoreError, RunError
+from qcore.base.process import environment
+from qcore.base.progress import Progress
 from qcore.formats.kv import NONE
+from qcore.jobs import wire
 from qcore.recipes import Recipe, parse
 
-IDLE_SECONDS = 900.0
+IDLE_SECONDS = 300.0
 CLOSE_SECONDS = 2.0
+RETIRED = 75  # the exit code of a process that was idle
 COMMAND = [sys.executable, "-m", "qcore.jobs.resident_worker"]
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 @dataclass(frozen=True)
 class Event:
-    """One event of a generation. `kind` is one of
+    """One event of a request. `kind` is one of
 
     queued     another request is being answered first
     loading    the recipe's model is being loaded or quantized: `done` of `total` (0: unknown), with the
@@ -46,6 +59,7 @@ class Event:
                the first token that differs from the first recipe's, or None) and `same_characters` (length
                of the text before that token)
     error      the recipe failed, the others continue; `text` is a sentence
+    value      the answer of a call, in `text` as `wire.pack` writes it
     """
 
     kind: str
@@ -56,30 +70,17 @@ class Event:
     result: dict | None = field(default=None)
 
 
-class Resident:
-    """Client of one such process, started at the first request, and restarted after an idle end. Thread-safe:
-    requests are answered one after another."""
+class WorkerProcess:
+    """The client of one such process, started at the first request, and restarted after it has ended.
+    Thread-safe: generations are answered one after another, and calls beside them."""
 
-    def __init__(
-        self,
-        model: str,
-        recipes: Sequence[Recipe | str],
-        *,
-        revision: str | None = None,
-        threads: int | None = None,
-        idle_seconds: float = IDLE_SECONDS,
-    ):
-        self.model = model
-        self.revision = revision
-        self.recipes = tuple(parse(recipe) if isinstance(recipe, str) else recipe for recipe in recipes)
-        if not self.recipes:
-            raise InputError("Choose at least one recipe.")
+    def __init__(self, *, threads: int | None = None, idle_seconds: float = IDLE_SECONDS):
         self._threads = threads
         self._idle_seconds = idle_seconds
         self._lock = threading.Lock()
         self._child: _Child | None = None
 
-    def __enter__(self) -> "Resident":
+    def __enter__(self) -> "WorkerProcess":
         return self
 
     def __exit__(self, *exception) -> None:
@@ -90,6 +91,95 @@ class Resident:
         """The process id, None if it is not running."""
         child = self._child
         return child.process.pid if child and child.running else None
+
+    def call(self, answer: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+        """Return what the function `answer` of `qcore.jobs.answers` returns for the arguments. An exception
+        raised by the argument `progress`, which is called in this process, cancels the call.
+
+        Raise the `QcoreError` that it raises, `RunError` if the process was killed or the call cancelled.
+        """
+        progress = cast(Progress | None, kwargs.pop("progress", None))
+        request = {"op": "call", "name": answer.__name__, "arguments": wire.pack((args, kwargs))}
+        for event in self.events(request):
+            if event.kind == "value":
+                return wire.unpack(event.text)
+            if event.kind == "loading" and progress is not None:
+                progress(event.done, event.total, event.text)
+        raise RunError("The work was cancelled.")
+
+    def events(self, request: dict) -> Iterator[Event]:
+        """Send a request and yield its events. Closing the iterator cancels it.
+
+        Raise the `QcoreError` with which the whole request was refused, `RunError` if the process was killed.
+        """
+        while True:
+            child = self._running()
+            number, inbox = child.send(request)
+            finished = answered = False
+            try:
+                while True:
+                    event = inbox.get()
+                    kind = event.pop("event")
+                    finished = kind in ("end", "refused", "gone")
+                    if kind == "end":
+                        return
+                    if kind == "gone":
+                        if child.retired and not answered:
+                            break  # it ended for being idle, before it read this request
+                        raise RunError(child.obituary())
+                    if kind == "refused":
+                        raise getattr(errors, event["type"], QcoreError)(event["text"])
+                    answered = True
+                    yield Event(kind, **event)
+            finally:
+                child.forget(number)
+                if not finished:
+                    child.cancel(number)
+
+    def _running(self) -> "_Child":
+        with self._lock:
+            if self._child is None or not self._child.running:
+                self._child = _Child(self._threads, self._idle_seconds)
+                weakref.finalize(self, self._child.hang_up)  # a garbage-collected client ends its process
+            return self._child
+
+    def cancel(self) -> None:
+        """Cancel all running and waiting requests; their iterators end. The models stay loaded."""
+        if self._child:
+            self._child.cancel_all()
+
+    def close(self) -> None:
+        """End the process. Iterators still running raise `RunError`."""
+        if self._child:
+            self._child.close()
+
+
+class Resident:
+    """A model under several recipes, which generates text in a worker process: in `process`, or in one of its
+    own."""
+
+    def __init__(
+        self,
+        model: str,
+        recipes: Sequence[Recipe | str],
+        *,
+        revision: str | None = None,
+        process: WorkerProcess | None = None,
+        threads: int | None = None,
+        idle_seconds: float = IDLE_SECONDS,
+    ):
+        self.process = process or WorkerProcess(threads=threads, idle_seconds=idle_seconds)
+        self.model = model
+        self.revision = revision
+        self.recipes = tuple(parse(recipe) if isinstance(recipe, str) else recipe for recipe in recipes)
+        if not self.recipes:
+            raise InputError("Choose at least one recipe.")
+
+    def __enter__(self) -> "Resident":
+        return self
+
+    def __exit__(self, *exception) -> None:
+        self.process.close()
 
     def generate(
         self,
@@ -127,42 +217,7 @@ class Resident:
             "chat": chat,
             "kv": kv,
         }
-        return self._events(request)
-
-    def _events(self, request: dict) -> Iterator[Event]:
-        with self._lock:
-            if self._child is None or not self._child.running:
-                self._child = _Child(self._threads, self._idle_seconds)
-                weakref.finalize(self, self._child.hang_up)  # a garbage-collected client ends its process
-            child = self._child
-        number, inbox = child.send(request)
-        finished = False
-        try:
-            while True:
-                event = inbox.get()
-                kind = event.pop("event")
-                finished = kind in ("end", "refused", "gone")
-                if kind == "end":
-                    return
-                if kind == "gone":
-                    raise RunError(child.obituary())
-                if kind == "refused":
-                    raise getattr(errors, event["type"], QcoreError)(event["text"])
-                yield Event(kind, **event)
-        finally:
-            child.forget(number)
-            if not finished:
-                child.cancel(number)
-
-    def cancel(self) -> None:
-        """Cancel all running and waiting requests; their iterators end. The models stay loaded."""
-        if self._child:
-            self._child.cancel_all()
-
-    def close(self) -> None:
-        """End the process. Iterators still running raise `RunError`."""
-        if self._child:
-            self._child.close()
+        return self.process.events(request)
 
 
 class _Child:
@@ -179,12 +234,18 @@ class _Child:
         below, pipe = os.pipe()
         try:
             self.process = subprocess.Popen(
-                command, stdin=below, stdout=subprocess.PIPE, stderr=self._log, text=True, encoding="utf-8"
+                command,
+                stdin=below,
+                stdout=subprocess.PIPE,
+                stderr=self._log,
+                env=environment(),
+                text=True,
+                encoding="utf-8",
             )
         except OSError as error:
             os.close(pipe)
             raise RunError(
-                "The playground's process could not be started; the system is out of memory or processes."
+                "The worker process could not be started; the system is out of memory or processes."
             ) from error
         finally:
             os.close(below)
@@ -266,10 +327,15 @@ class _Child:
             self.process.kill()
             self.process.wait()
 
+    @property
+    def retired(self) -> bool:
+        """Whether the process ended for being idle."""
+        return not self._closed and self.process.poll() == RETIRED
+
     def obituary(self) -> str:
         """Return why the process ended, as one sentence."""
         if self._closed:
-            return "The playground was closed during the generation."
+            return "The worker process was closed before it had answered."
         code = self.process.poll()
         if code is not None and code < 0:
             cause = (
@@ -280,10 +346,10 @@ class _Child:
                 else "from outside"
             )
             return (
-                f"The playground's process was ended by signal {-code}, {cause}. Try again, or choose fewer "
+                f"The worker process was ended by signal {-code}, {cause}. Try again, or choose fewer "
                 "recipes or a smaller model."
             )
         size = self._log.seek(0, os.SEEK_END)
         self._log.seek(max(0, size - 2000))
         last = self._log.read().decode("utf-8", "replace").strip().rpartition("\n")[2]
-        return f"The playground's process ended by itself{f' ({last[:200]})' if last else ''}. Try again."
+        return f"The worker process ended by itself{f' ({last[:200]})' if last else ''}. Try again."

@@ -1,8 +1,9 @@
-"""`python -m qcore.jobs.resident_worker IDLE_SECONDS THREADS`: keep models in memory and generate text; see
-`resident.py`.
+"""`python -m qcore.jobs.resident_worker IDLE_SECONDS THREADS`: answer the calls of the pages, keep models in
+memory and generate text; see `resident.py`.
 
 Requests are JSON lines on standard input, read by a separate thread so that "cancel" arrives during a
-generation. Events are JSON lines on the original standard output; output of libraries goes to standard error.
+generation. Generations are answered one after another, calls beside them. Events are JSON lines on the
+original standard output; output of libraries goes to standard error.
 The process exits at the end of its input. When another model would not fit, the least recently used models
 are dropped.
 """
@@ -10,6 +11,7 @@ are dropped.
 from __future__ import annotations
 
 import gc
+import inspect
 import json
 import logging
 import os
@@ -18,12 +20,18 @@ import sys
 import threading
 import time
 from collections import OrderedDict
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
-from qcore.base import errors, logs
+from qcore.base import errors, extensions, logs
 from qcore.base.errors import QcoreError
 from qcore.base.process import lifeline
+from qcore.base.progress import Progress
 from qcore.base.quiet import silence
+from qcore.jobs import wire
+from qcore.jobs.answers import ANSWERS
+from qcore.jobs.resident import RETIRED
 from qcore.measurement.devices import out_of_memory
 from qcore.measurement.memory import give_back
 from qcore.recipes import Recipe
@@ -32,6 +40,7 @@ if TYPE_CHECKING:
     from qcore.verbs.prepare import Prepared
 
 PROGRESS_SECONDS = 0.1
+CALLS = 4  # calls answered at the same time
 POSITIONS = 2048  # tokens of prompt and answer that the memory estimate allows for
 
 
@@ -47,9 +56,13 @@ class Worker:
         self._idle_seconds = idle_seconds
         self._requests: queue.Queue[dict] = queue.Queue()
         self._cancelled: set[int] = set()
-        self._busy = threading.Lock()  # held while a request is answered
+        self._busy = threading.Lock()  # held while a text is generated
         self._writing = threading.Lock()
         self._cache = ModelCache()
+        self._calls = ThreadPoolExecutor(CALLS, thread_name_prefix="call")
+        self._open = 0  # calls that have not been answered
+        self._counting = threading.Lock()
+        self._last = time.monotonic()  # when the last call was answered
 
     def take(self, line: str) -> None:
         """Queue a request, one line of JSON."""
@@ -57,26 +70,51 @@ class Worker:
         if request["op"] == "cancel":
             self._cancelled.add(request["id"])
             return
+        if request["op"] == "call":
+            self._count(1)
+            self._calls.submit(self._reply, request)
+            return
         if self._busy.locked() or not self._requests.empty():
             self._emit(request["id"], "queued")
         self._requests.put(request)
 
     def serve(self) -> None:
-        """Answer one request after another."""
+        """Generate one text after another, until nothing has been requested for the idle time."""
+        wait = self._idle_seconds
         while True:
             try:
-                request = self._requests.get(timeout=self._idle_seconds)
+                request = self._requests.get(timeout=wait)
             except queue.Empty:
-                return
+                with self._counting:
+                    left = self._last + self._idle_seconds - time.monotonic()
+                    wait = self._idle_seconds if self._open else left
+                if wait <= 0:
+                    return
+                continue
             with self._busy:
-                event, details = self._answer(request)
-            self._cancelled.discard(request["id"])
-            self._emit(request["id"], event, **details)
+                event, details = self._answer(request, self._generate)
+            self._end(request, event, details)
+            wait = self._idle_seconds
 
-    def _answer(self, request: dict) -> tuple[str, dict]:
+    def _reply(self, request: dict) -> None:
+        """Answer a call."""
+        event, details = self._answer(request, self._call)
+        self._end(request, event, details)
+        self._count(-1)
+
+    def _count(self, change: int) -> None:
+        with self._counting:
+            self._open += change
+            self._last = time.monotonic()
+
+    def _end(self, request: dict, event: str, details: dict) -> None:
+        self._cancelled.discard(request["id"])
+        self._emit(request["id"], event, **details)
+
+    def _answer(self, request: dict, work: Callable[[dict], None]) -> tuple[str, dict]:
         """Execute a request and return its last event; errors become events."""
         try:
-            self._generate(request)
+            work(request)
         except QcoreError as error:
             return "refused", {"type": _class_of(error), "text": str(error)}
         except Cancelled:
@@ -84,6 +122,17 @@ class Worker:
         except Exception as error:
             return "refused", {"type": "RunError", "text": _unexpected(error)}
         return "end", {}
+
+    def _call(self, request: dict) -> None:
+        """Call a function of `answers` and send what it returns."""
+        number, answer = request["id"], ANSWERS[request["name"]]
+        extensions.load()
+        args, options = wire.unpack(request["arguments"], imports=True)
+        if "progress" in inspect.signature(answer).parameters:
+            options["progress"] = self._reporter(number, None)
+        if number in self._cancelled:
+            raise Cancelled
+        self._emit(number, "value", text=wire.pack(answer(*args, **options)))
 
     def _generate(self, request: dict) -> None:
         from qcore import library
@@ -141,7 +190,7 @@ class Worker:
         self._emit(number, "done", recipe=recipe.name, result=result)
         return result
 
-    def _reporter(self, number: int, recipe: str | None):
+    def _reporter(self, number: int, recipe: str | None) -> Progress:
         """Return a progress callback that sends at most ten events per second and raises in a cancelled
         request."""
         sent = 0.0
@@ -232,7 +281,7 @@ def _unexpected(error: Exception) -> str:
     logging.exception("The request failed")
     first = str(error).strip().partition("\n")[0][:300]
     what = f"{type(error).__name__}: {first}" if first else type(error).__name__
-    return f"It failed unexpectedly ({what}). Try another recipe or a shorter prompt."
+    return f"It failed unexpectedly ({what})."
 
 
 def main(arguments: list[str]) -> None:
@@ -249,6 +298,8 @@ def main(arguments: list[str]) -> None:
     worker = Worker(channel, idle_seconds)
     lifeline(worker.take)
     worker.serve()
+    channel.close()
+    os._exit(RETIRED)
 
 
 if __name__ == "__main__":

@@ -10,10 +10,26 @@ speed.py       prefill and decode speed of the whole model from a probe; recipes
 quality.py     measured quality from earlier runs, or a typical figure with its source
 recommend.py   the recipe that meets the constraints, the binding constraint, the runner-up
 summary.py     `plan`: all of the above for one model
+types.py       what they return, which needs no torch
 hindsight.py   predictions made for a run, and their errors
 """
 
-from qcore.planning.fit import Estimate, budget, check_device_fits, check_fits, estimate
-from qcore.planning.summary import Plan, plan
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from qcore.planning.types import Estimate, Plan
+
+if TYPE_CHECKING:
+    from qcore.planning.fit import budget, check_device_fits, check_fits, estimate
+    from qcore.planning.summary import plan
 
 __all__ = ["Estimate", "Plan", "budget", "check_device_fits", "check_fits", "estimate", "plan"]
+
+
+def __getattr__(name: str):
+    """Import what needs torch on first use, so that pages can import `types`."""
+    if name == "plan":
+        return import_module("qcore.planning.summary").plan
+    if name in __all__:
+        return getattr(import_module("qcore.planning.fit"), name)
+    raise AttributeError(f"module 'qcore.planning' has no attribute {name!r}")

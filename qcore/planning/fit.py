@@ -15,7 +15,6 @@ have left.
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from qcore.base.errors import InputError, TooLargeError
@@ -24,6 +23,7 @@ from qcore.measurement.memory import available_bytes
 from qcore.models import Checkpoint, meta_model
 from qcore.planning import cache
 from qcore.planning.stored import Stored, stored
+from qcore.planning.types import Estimate
 from qcore.recipes import ENGINES, METHODS, Engine, Float, Recipe, parse
 from qcore.recipes.engines import variant
 
@@ -40,25 +40,6 @@ FUSING, LEFT_BEHIND = 0.4, 0.45
 # a piece of a kept tensor that is widened, and the tensors that wait to be written, as measured
 STREAM_AROUND = 56_000_000
 SMALLER = ("int8", "int4-g64", "int3", "int2")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Estimate:
-    """Memory in bytes. `peak_stream_bytes` is None for a recipe that needs more than one tensor at a time.
-    `fits` compares the larger of the loading and running peaks with `available_bytes`. `arithmetic` spells
-    out the sum."""
-
-    stored_bytes: int
-    bits_per_weight: float | None
-    peak_load_bytes: int
-    peak_stream_bytes: int | None
-    peak_run_bytes: int
-    kv_bytes: int
-    activation_bytes: int
-    libraries_bytes: int
-    available_bytes: int
-    fits: bool
-    arithmetic: str
 
 
 def estimate(

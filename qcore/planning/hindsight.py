@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from qcore.base.errors import QcoreError
@@ -17,6 +16,7 @@ from qcore.formats.kv import NONE
 from qcore.measurement.memory import available_bytes
 from qcore.models import Checkpoint, meta_model
 from qcore.planning import cache, fit, probe, speed
+from qcore.planning.types import Band
 from qcore.recipes import Recipe
 
 if TYPE_CHECKING:
@@ -27,19 +27,6 @@ FIGURES = {"stored_bytes": 0.01, "peak_load_bytes": 0.10, "peak_run_bytes": 0.10
 SPEEDS = ("decode_tok_s",)
 # times the fp32 bytes of a shortened copy that must be free before one is timed beside a loaded model
 ROOM = 3.0
-
-
-@dataclass(frozen=True)
-class Band:
-    """Relative errors of one figure over `runs` predictions: the median magnitude, the largest, and how many
-    were within `bar`."""
-
-    figure: str
-    runs: int
-    median: float
-    largest: float
-    within: int
-    bar: float
 
 
 def predict(

@@ -9,7 +9,7 @@ estimated    a formula or a typical figure
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,72 +22,14 @@ from qcore.measurement.devices import free_bytes
 from qcore.models import Checkpoint, meta_model
 from qcore.planning import cache, fit, quality, speed
 from qcore.planning.machines import RUNTIME, Target, machines, target
-from qcore.planning.recommend import Candidate, Needs, Recommendation, recommend
+from qcore.planning.recommend import Candidate, Needs, recommend
+from qcore.planning.types import AS_IT_IS, CONTEXT, DISTURBED, LARGEST_CONTEXT, PROBED, RECIPES, Plan, PlanRow
 from qcore.recipes import Recipe, parse
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-RECIPES = ("fp32", "bf16", "int8", "int4-g32", "int4-g64", "int4-g64-gptq", "nf4-g64", "int3")
-CONTEXT = 2048
-LARGEST_CONTEXT, MOST_USERS = 100_000_000, 1_000_000
-AS_IT_IS = "as it is"
-PROBED, DISTURBED = "probed", "probed beside other work"
-
-
-@dataclass(frozen=True, kw_only=True)
-class PlanRow:
-    """One recipe with one format of the KV cache; all sizes in bytes. `run_bytes` is the peak while it runs,
-    `parts` what that is made of, `load_bytes` and `stream_bytes` the peaks of quantizing in memory and
-    streamed (None: it cannot be streamed), `card_bytes` what it takes on an accelerator. `fits` compares
-    `run_bytes` with the plan's memory. `sources` maps "stored", "peak", "decode", "prefill" and "quality" to
-    where the figure is from."""
-
-    recipe: str
-    kv: str
-    stored_bytes: int
-    bits_per_weight: float | None
-    kv_bytes: int
-    run_bytes: int
-    load_bytes: int
-    stream_bytes: int | None
-    card_bytes: int
-    parts: dict[str, int]
-    fits: bool
-    decode_tok_s: float | None = None
-    prefill_tok_s: float | None = None
-    limit_tok_s: float | None = None
-    kl: float | None = None
-    perplexity_ratio: float | None = None
-    sources: dict[str, str] = field(default_factory=dict)
-    notes: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, kw_only=True)
-class Plan:
-    """`parameters` counts logical weights; `checkpoint_bytes` are stored (on the hub: would be fetched). Rows
-    are compared with `memory`, which `memory_is` describes. `machines` lists well-known accelerators with the
-    recipes that fit on each."""
-
-    model: str
-    description: str
-    parameters: int
-    checkpoint_bytes: int
-    dtypes: tuple[str, ...]
-    cache_layout: str
-    context: int
-    users: int
-    memory: int
-    memory_is: str
-    rows: tuple[PlanRow, ...]
-    machines: tuple[dict, ...]
-    warnings: tuple[str, ...]
-    recommendation: Recommendation
-    probed: dict | None
-
-    def to_dict(self) -> dict:
-        """Return a JSON-ready dictionary."""
-        return asdict(self)
+MOST_USERS = 1_000_000
 
 
 def plan(

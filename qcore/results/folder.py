@@ -34,6 +34,7 @@ RUN_ID = re.compile(r"\d{8}-\d{6}-[0-9a-f]{6}")
 ROW_FILE = re.compile(r"\d{2,}\.json")
 ENDS = ("ok", "failed", "cancelled")  # states of a row
 LOG_TAIL = 4000  # characters
+Mark = tuple[int, int]
 _log = logging.getLogger(__name__)
 
 
@@ -138,12 +139,33 @@ class RunFolder:
             return float("inf")
 
 
+def mark_of(folder: str | Path) -> Mark:
+    """Return a mark that changes when the status in `folder` is written, and when a file of the folder is
+    replaced, removed, or written for the first time. Raise `OSError` if there is no folder."""
+    own = os.stat(folder).st_mtime_ns
+    try:
+        return own, os.stat(f"{folder}/status.json").st_mtime_ns
+    except OSError:
+        return own, 0
+
+
+def marks() -> dict[str, Mark]:
+    """Return the mark of each folder that may be a run, by its id, oldest first."""
+    runs, found = str(runs_folder()), {}
+    for name in sorted(os.listdir(runs)):
+        if RUN_ID.fullmatch(name):
+            with contextlib.suppress(OSError):  # it was removed just now
+                found[name] = mark_of(f"{runs}/{name}")
+    return found
+
+
 def run_ids() -> list[str]:
     """Return all run ids, oldest first."""
+    runs = str(runs_folder())
     return sorted(
-        path.name
-        for path in runs_folder().iterdir()
-        if RUN_ID.fullmatch(path.name) and (path / "spec.json").exists()
+        name
+        for name in os.listdir(runs)
+        if RUN_ID.fullmatch(name) and os.path.exists(f"{runs}/{name}/spec.json")
     )
 
 

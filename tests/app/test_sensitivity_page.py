@@ -13,8 +13,8 @@ from qcore.base.files import write_json
 from qcore.formats.budget import CANDIDATES
 from qcore.jobs import jobs
 from qcore.jobs.kind_sensitivity import SensitivityRequest
-from qcore.quantization.sensitivity import Layer, Sensitivities
 from qcore.quantization.sensitivity.store import TableStore
+from qcore.quantization.sensitivity.table import Layer, Sensitivities
 from ui import sensitivity_charts
 
 pytestmark = pytest.mark.usefixtures("home")

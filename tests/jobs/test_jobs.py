@@ -8,6 +8,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+import samples
 
 from qcore import __version__
 from qcore.base import process
@@ -402,3 +403,18 @@ def test_a_repeated_run_takes_over_what_an_interrupted_one_finished(fake, wait_f
             Comparison().run(spec, Context(again, task, print))
         assert measured == expected
     assert folder.rows().keys() == {0, 1}, "the interrupted run keeps its rows"
+
+
+@pytest.mark.row("F15")
+def test_an_ended_run_is_read_again_only_after_a_change(own_home, monkeypatch):
+    for second in range(3):
+        samples.write_run(own_home, [samples.row("fp32")], second=second)
+    first, read = jobs.list_runs(), []
+    monkeypatch.setattr(RunFolder, "read", lambda self, name: read.append(self.run_id))
+    assert jobs.list_runs() == first and not read
+    monkeypatch.undo()
+    monkeypatch.setenv("QCORE_HOME", str(own_home))
+    folder = RunFolder(first[1].run_id)
+    folder.write("status.json", folder.read("status.json") | {"state": "cancelled"})
+    (RunFolder(first[2].run_id).path / "spec.json").unlink()
+    assert [status.state for status in jobs.list_runs()] == ["done", "cancelled"]

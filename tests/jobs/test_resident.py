@@ -3,6 +3,7 @@ client."""
 
 import gc
 import io
+import json
 import os
 import subprocess
 import sys
@@ -19,8 +20,9 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from qcore import library, planning
 from qcore.base.errors import InputError, RunError, TooLargeError
 from qcore.evaluation.generation import generate_text
+from qcore.jobs import answers, wire
 from qcore.jobs import resident as resident_module
-from qcore.jobs.resident import Event, Resident
+from qcore.jobs.resident import Event, Resident, WorkerProcess
 from qcore.jobs.resident_worker import ModelCache, Worker
 from qcore.recipes import parse
 
@@ -136,13 +138,13 @@ def test_no_recipes_is_an_input_error(folder):
 
 @pytest.mark.row("38")
 def test_closing_the_iterator_cancels_the_rest(resident):
-    pid = resident.pid
+    pid = resident.process.pid
     events = resident.generate("Hi", 400, temperature=5.0)
     while next(events).kind != "text":
         pass
     events.close()
     *_, last = resident.generate("Hi", 1, recipes=["fp32"])
-    assert last.kind == "done" and resident.pid == pid
+    assert last.kind == "done" and resident.process.pid == pid
 
 
 def test_cancel_ends_every_iterator_early(resident):
@@ -157,9 +159,9 @@ def test_cancel_ends_every_iterator_early(resident):
         pass
     for thread in threads:
         thread.start()
-    until(lambda: len(resident._child._inboxes) == 3)
+    until(lambda: len(resident.process._child._inboxes) == 3)
     time.sleep(0.2)
-    resident.cancel()
+    resident.process.cancel()
     last = list(events)[-1]
     for thread in threads:
         thread.join(PATIENCE)
@@ -174,13 +176,13 @@ def test_the_thread_that_asked_first_may_end(folder):
     thread = threading.Thread(target=lambda: first.extend(client.generate("Hi", 1)))
     thread.start()
     thread.join(PATIENCE)
-    pid = client.pid
+    pid = client.process.pid
     assert (
         list(client.generate("Hi", 1))[-1].result["tokens"] == first[-1].result["tokens"]
-        and client.pid == pid
+        and client.process.pid == pid
     )
-    client.close()
-    assert gone(pid) and client.pid is None
+    client.process.close()
+    assert gone(pid) and client.process.pid is None
 
 
 @pytest.mark.row("34")
@@ -188,12 +190,12 @@ def test_a_killed_process_is_reported_and_the_next_request_starts_another(folder
     with Resident(str(folder), ["fp32"], threads=1) as client:
         events = client.generate("Hi", 400, temperature=5.0)
         next(events)
-        pid = client.pid
+        pid = client.process.pid
         os.kill(pid, 9)
         with pytest.raises(RunError, match="signal 9, most likely because memory ran out"):
             list(events)
         *_, last = client.generate("Hi", 1)
-        assert (last.kind, last.text) == ("done", "") and client.pid != pid
+        assert (last.kind, last.text) == ("done", "") and client.process.pid != pid
 
 
 HALF_A_LINE = """
@@ -216,7 +218,7 @@ def test_a_process_that_dies_in_the_middle_of_a_line_is_reported(monkeypatch):
     thread = threading.Thread(target=write, daemon=True)
     thread.start()
     thread.join(PATIENCE / 4)
-    assert seen == ["reported"] and client.pid is None
+    assert seen == ["reported"] and client.process.pid is None
 
 
 PARENT = """
@@ -224,7 +226,7 @@ import os, sys
 from qcore.jobs.resident import Resident
 client = Resident(sys.argv[1], ["fp32"], threads=1)
 next(client.generate("Hi", 400, temperature=5.0))
-print(client.pid, flush=True)
+print(client.process.pid, flush=True)
 os.kill(os.getpid(), 9)
 """
 
@@ -240,7 +242,7 @@ def test_it_ends_with_its_parent(folder):
 def test_it_ends_when_its_client_is_forgotten(folder):
     client = Resident(str(folder), ["fp32"], threads=1)
     list(client.generate("Hi", 1))
-    pid = client.pid
+    pid = client.process.pid
     del client
     gc.collect()
     until(lambda: gone(pid))
@@ -249,6 +251,63 @@ def test_it_ends_when_its_client_is_forgotten(folder):
 def test_it_ends_when_idle():
     worker = Worker(io.StringIO(), idle_seconds=0.01)
     worker.serve()  # returns
+
+
+def test_it_does_not_end_during_a_call(monkeypatch):
+    end, channel = threading.Event(), io.StringIO()
+    monkeypatch.setitem(answers.ANSWERS, "waits", lambda: end.wait(PATIENCE))
+    worker = Worker(channel, idle_seconds=0.05)
+    worker.take(json.dumps({"op": "call", "id": 1, "name": "waits", "arguments": wire.pack(((), {}))}))
+    serving = threading.Thread(target=worker.serve, daemon=True)
+    serving.start()
+    serving.join(0.3)
+    assert serving.is_alive() and not channel.getvalue()
+    end.set()
+    serving.join(PATIENCE)
+    first, last = map(json.loads, channel.getvalue().splitlines())
+    assert (first["event"], wire.unpack(first["text"]), last["event"]) == ("value", True, "end")
+
+
+def test_a_call_is_answered_while_a_text_is_generated(resident, folder):
+    events = resident.generate("Hi", 400, temperature=5.0)
+    while next(events).kind != "text":
+        pass
+    assert resident.process.call(answers.resolve, str(folder), None) == library.resolve(str(folder))
+    assert next(events).kind == "text"
+    events.close()
+
+
+def test_a_refused_call_raises_the_same_error(resident, tmp_path):
+    with pytest.raises(InputError, match="is neither a folder or file here"):
+        resident.process.call(answers.resolve, str(tmp_path / "missing"), None)
+
+
+def test_a_call_reports_its_steps_and_ends_when_one_is_refused(resident, folder):
+    checkpoint, steps = library.resolve(str(folder)), []
+
+    def refuse(done, total, words):
+        steps.append((done, total, words))
+        raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        resident.process.call(answers.layer_errors, checkpoint, parse("int8"), progress=refuse)
+    assert steps == [(0, 14, "model.layers.0.self_attn.q_proj.weight")]
+    until(lambda: not resident.process._child._inboxes)
+
+
+RETIRES = """
+import sys
+sys.stdin.readline()
+sys.exit(75)
+"""
+
+
+def test_a_request_that_meets_an_idle_end_is_sent_again(folder, monkeypatch):
+    with WorkerProcess() as process:
+        with monkeypatch.context() as patch:
+            patch.setattr(resident_module, "COMMAND", [sys.executable, "-c", RETIRES])
+            process._running()
+        assert process.call(answers.resolve, str(folder), None).digest
 
 
 def request(**changes) -> dict:
@@ -268,7 +327,7 @@ def request(**changes) -> dict:
 def test_an_unexpected_failure_is_a_sentence(monkeypatch):
     worker = Worker(io.StringIO(), 1)
     monkeypatch.setattr(library, "resolve", lambda *arguments, **options: 1 / 0)
-    event, details = worker._answer(request(model="m", revision=None))
+    event, details = worker._answer(request(model="m", revision=None), worker._generate)
     assert (event, details["type"]) == ("refused", "RunError") and "ZeroDivisionError" in details["text"]
 
 

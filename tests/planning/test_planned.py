@@ -11,7 +11,7 @@ from qcore import library, models
 from qcore.base.errors import InputError
 from qcore.planning import hindsight, machines, plan, quality, speed
 from qcore.planning.probe import Probe
-from qcore.planning.summary import RECIPES, PlanRow
+from qcore.planning.types import RECIPES, PlanRow
 from qcore.quantization.convert import quantize
 from qcore.recipes import parse
 

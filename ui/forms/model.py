@@ -5,9 +5,10 @@ import streamlit as st
 from qcore import library
 from qcore.base.home import home, is_public
 from qcore.base.progress import Progress
+from qcore.jobs import answers
 from qcore.models.checkpoint import Checkpoint
 from qcore.models.names import classify
-from ui import jobs, state
+from ui import engine, jobs, state
 from ui.forms import KEEP
 from ui.text import one_line, shielded
 
@@ -41,16 +42,16 @@ def resolve(name: str, revision: str | None, why: str) -> Checkpoint | None:
     with state.shown_errors():
         what = classify(name, revision)
         if what.kind == "folder":
-            return library.resolve(name)  # never cached: its files may change
+            return engine.ask(answers.resolve, name, None)  # never cached: its files may change
         key = ("checkpoint", what.text, what.revision)
         if state.recall(key) is not None or (
             what.kind == "default" and (home() / "models" / what.text).is_dir()
         ):
-            return state.remember(key, lambda: library.resolve(name, revision))
+            return state.remember(key, lambda: engine.ask(answers.resolve, name, revision))
         st.caption(f"Not on this machine yet. {why}")
         if st.button("Fetch and check", icon=":material/download:", key=f"fetch.{what.text}"):
             with ProgressBar("Fetching") as report:
-                state.remember(key, lambda: library.resolve(name, revision, progress=report))
+                state.remember(key, lambda: engine.ask(answers.resolve, name, revision, progress=report))
             st.rerun()
     return None
 

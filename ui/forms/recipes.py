@@ -4,13 +4,16 @@ from collections.abc import Iterable
 
 import streamlit as st
 
-from qcore import engines, recipes
+from qcore import recipes
+from qcore.base.errors import QcoreError
 from qcore.formats.kv import KV_FORMATS, NONE
+from qcore.jobs import answers
 from qcore.recipes import Engine, Recipe
 from qcore.recipes.engines import recipes as engine_recipes
-from ui import families
+from ui import engine, families, state
 from ui.forms import KEEP
 from ui.glossary import explain
+from ui.redaction import redacted
 from ui.text import shielded
 
 START = ("fp32", "int8", "int4-g64")
@@ -131,8 +134,12 @@ def groups() -> tuple[dict[str, tuple[list[str], str]], list[str]]:
         family = families.family(name)
         offered.setdefault(family.name.capitalize(), ([], family.help))[0].append(name)
     missing: list[str] = []
-    for name, (engine, _) in engine_recipes().items():
-        reason = engines.available(engine.name)
+    try:
+        reasons = state.remember("engines", lambda: engine.ask(answers.engines_here))
+    except QcoreError as error:
+        return offered, [redacted(str(error))]
+    for name, (info, _) in engine_recipes().items():
+        reason = reasons.get(info.name)
         if reason is None:
             offered.setdefault(LIBRARIES, ([], LIBRARIES_HELP))[0].append(name)
         elif reason not in missing:

@@ -7,13 +7,7 @@ rounding.py      a single layer's weights as a method rounds them
 proxy.py         the loss predicted from gradients, for all layers and formats in one pass over the blocks
 measured.py      the measured divergence with one layer quantized, per layer and format
 allocation.py    the least loss within a budget, exactly
+within.py        the same within a budget in its unit
 choosing.py      from a recipe with a budget to a format per layer
 store.py         tables on disk, keyed by everything that they depend on
 """
-
-from qcore.quantization.sensitivity.allocation import Choice, frontier, solve
-from qcore.quantization.sensitivity.measured import measure
-from qcore.quantization.sensitivity.proxy import predict
-from qcore.quantization.sensitivity.table import Layer, Sensitivities, spearman
-
-__all__ = ["Choice", "Layer", "Sensitivities", "frontier", "measure", "predict", "solve", "spearman"]

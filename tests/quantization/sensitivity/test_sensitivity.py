@@ -15,11 +15,12 @@ from qcore.quantization import methods
 from qcore.quantization.calibration import Calibration
 from qcore.quantization.calibration.tail import Tail
 from qcore.quantization.methods import gptq
-from qcore.quantization.sensitivity import Layer, Sensitivities, measure, predict, spearman
 from qcore.quantization.sensitivity.gradients import states
-from qcore.quantization.sensitivity.proxy import split
+from qcore.quantization.sensitivity.measured import measure
+from qcore.quantization.sensitivity.proxy import predict, split
 from qcore.quantization.sensitivity.rounding import expected, rounded
 from qcore.quantization.sensitivity.store import TableStore, tables
+from qcore.quantization.sensitivity.table import Layer, Sensitivities, spearman
 from qcore.recipes import parse
 
 FORMATS = [Uniform(3, 32, False), Uniform(4, 32, False), Uniform(8, None, True)]
