@@ -29,6 +29,7 @@ from qcore.layers.inventory import dtype_name, inventory, plain_name
 from qcore.layers.modules import QuantizedModule
 from qcore.layers.select import Target
 from qcore.library import manifest
+from qcore.library.finite import require_finite
 from qcore.library.manifest import Manifest, Matrix
 from qcore.library.saving import MANIFEST, check_folder, replaced_folder
 from qcore.library.sparse import MASK, SparseMatrix, grow, shrink
@@ -191,6 +192,8 @@ class Reading:
         """Put the stored tensors into `model`, which `check` has accepted. Raise `InputError` as `load`
         does."""
         about, tensors = self.manifest, self._tensors()
+        for name, tensor in tensors.items():
+            require_finite(name, tensor)
         if about.sparse:
             codeless = {name: _without_codes(matrix, tensors) for name, matrix in about.matrices.items()}
             tensors = grow(tensors, about.sparse, codeless)

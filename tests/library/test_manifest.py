@@ -232,3 +232,22 @@ def test_a_name_of_a_weight_file_that_no_file_has(saved, tmp_path, file):
     (tmp_path / "model" / "qcore.json").write_text(json.dumps(record | {"sha256": {file: "0" * 64}}))
     with pytest.raises(InputError, match="not the name of a weight file"):
         safetensors.load(tmp_path / "model")
+
+
+@pytest.mark.row("8")
+@pytest.mark.parametrize(
+    ("name", "number"),
+    [("model.layers.0.mlp.up_proj.scale", "NaN"), ("model.norm.weight", "infinite")],
+    ids=["scale", "norm"],
+)
+def test_numbers_that_are_not_finite(saved, tmp_path, name, number):
+    """A saved model of a stranger gave logits of NaN."""
+    folder, record, _ = saved["uniform"]
+    shutil.copytree(folder, tmp_path / "model")
+    weights = tmp_path / "model" / "model.safetensors"
+    tensors = {name: tensor.clone() for name, tensor in read_file(weights, read_header(weights)).items()}
+    tensors[name].view(-1)[3] = float("nan") if number == "NaN" else float("-inf")
+    changed = record | {"sha256": tensor_file.write(tensors, weights)}
+    (tmp_path / "model" / "qcore.json").write_text(json.dumps(changed))
+    with pytest.raises(InputError, match=rf"must be finite, but {name}.* is {number}"):
+        safetensors.load(tmp_path / "model")
