@@ -22,7 +22,7 @@ from qcore.base.progress import Progress
 from qcore.base.registry import did_you_mean
 from qcore.measurement.memory import total_bytes
 from qcore.models.checkpoint import INDEX, PICKLED, SINGLE, index_files
-from qcore.models.config import read_config, refuse_unknown
+from qcore.models.config import read_config, to_transformers
 from qcore.models.headers import LONGEST_JSON
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ def fetch(
     )  # by branch name, so that the cache finds it offline
     commit = _commit(info, repo_id)
     folder = _fetch_small(repo_id, sizes, commit, patience)
-    refuse_unknown(read_config(folder, quantized=quantized)[0])
+    to_transformers(read_config(folder, quantized=quantized)[0])  # an architecture without a class is refused
     weights = _weights(folder, sizes, repo_id)
     missing = sum(sizes[name] for name in weights if not (folder / name).exists())
     if is_public():

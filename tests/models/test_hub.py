@@ -274,13 +274,19 @@ def test_a_small_file_that_is_not_small_is_refused_before_its_download(hub, repo
 
 
 @pytest.mark.row("F8")
-def test_an_unknown_architecture_is_refused_before_its_weights(hub, repository, tmp_path):
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [("lama", "Unknown architecture 'lama'. Did you mean llama"), ("vit", "does not predict the next token")],
+)
+def test_an_architecture_without_a_class_is_refused_before_its_weights(
+    hub, repository, tmp_path, kind, message
+):
     """Gigabytes were downloaded before."""
     folder = copy(repository, tmp_path / "unknown")
-    config = json.loads((folder / "config.json").read_text()) | {"model_type": "lama"}
+    config = json.loads((folder / "config.json").read_text()) | {"model_type": kind}
     (folder / "config.json").write_text(json.dumps(config))
     hub.repositories["owner/unknown"] = folder
-    with pytest.raises(InputError, match="Unknown architecture 'lama'. Did you mean llama"):
+    with pytest.raises(InputError, match=message):
         library.resolve("owner/unknown")
     assert not hub.asked_for("model.safetensors")
 
