@@ -203,7 +203,7 @@ def made(name: str, batch: int, index: int) -> bytes:
     reads, writes = os.pipe()
     if not (pid := os.fork()):
         try:
-            mutate, _ = _opened(name)
+            mutate, _ = opened(name)
             chance = random.Random(f"{name} {batch}")
             for _ in range(index):
                 mutate(chance)
@@ -218,7 +218,8 @@ def made(name: str, batch: int, index: int) -> bytes:
     return content
 
 
-def _opened(name: str):
+def opened(name: str):
+    """Return the source of inputs and the function of a parser, in a cache folder of their own."""
     from qcore.base.home import home
     from tests.fuzz.parsers import PARSERS, scratch
 
@@ -232,7 +233,7 @@ def _work(name: str, batch: int, state: mmap.mmap, writes: int) -> None:
     faulthandler.disable()
     sys.setrecursionlimit(1000)
     logging.disable(logging.CRITICAL)
-    mutate, call = _opened(name)
+    mutate, call = opened(name)
     chance = random.Random("warm up")
     for _ in range(_WARM_UP):  # what libraries load at the first call is not the input's
         judge(call, mutate(chance))
@@ -278,7 +279,7 @@ def _fails(name: str, content: bytes) -> bool:
         status = 1
         try:
             os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
-            mutate, call = _opened(name)
+            mutate, call = opened(name)
             judge(call, mutate(random.Random("warm up")))
             _limit()
             start = time.process_time()
