@@ -26,4 +26,5 @@ if runtime.exists():
     )
     st.navigation(navigation.pages()).run()
 else:
-    app = st.App(Path(__file__), middleware=[Middleware(gate.Gate, declared=declared)])
+    guard = Middleware(gate.Gate, declared=declared)
+    app = st.App(Path(__file__), middleware=[guard], lifespan=exposure.opened)

@@ -4,12 +4,18 @@
 import ipaddress
 import logging
 import os
+import threading
+import webbrowser
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 import streamlit as st
 
+from qcore.base.home import is_public
 from qcore.base.limits import limits
 
 PUBLIC = "QCORE_PUBLIC"
+OPEN_SECONDS = 1.0  # from the start of the server to the browser
 log = logging.getLogger("qcore.dashboard")
 
 
@@ -29,6 +35,15 @@ def settle() -> None:
                 "set QCORE_PUBLIC=0, to allow everything."
             )
     limits()
+
+
+@asynccontextmanager
+async def opened(app: st.App) -> AsyncIterator[None]:
+    """Open the dashboard in the user's browser after the start, unless the server is public or headless."""
+    if not is_public() and not st.get_option("server.headless"):
+        address = f"http://localhost:{st.get_option('server.port')}"
+        threading.Timer(OPEN_SECONDS, webbrowser.open, [address]).start()
+    yield
 
 
 def is_loopback(address: str | None) -> bool:

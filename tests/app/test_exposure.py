@@ -1,12 +1,16 @@
 """A server that other machines can reach is public unless QCORE_PUBLIC=0 is set."""
 
+import asyncio
 import os
+import threading
+import webbrowser
 
 import pytest
 import streamlit
 from streamlit.testing.v1 import AppTest
 
 from qcore.base.home import is_public
+from ui import exposure
 from ui.exposure import is_loopback, settle
 
 
@@ -50,3 +54,23 @@ def test_the_app_is_public_before_its_first_page_is_drawn(unset, monkeypatch, tm
     streamlit.cache_resource.clear()
     AppTest.from_file("../../app.py", default_timeout=60).run()
     assert is_public()
+
+
+@pytest.mark.parametrize(
+    ("public", "headless", "opens"), [("0", False, True), ("0", True, False), ("1", False, False)]
+)
+def test_a_private_server_opens_the_browser(monkeypatch, public, headless, opens):
+    monkeypatch.setenv("QCORE_PUBLIC", public)
+    monkeypatch.setattr(streamlit, "get_option", {"server.headless": headless, "server.port": 8502}.get)
+    shown = threading.Event()
+    monkeypatch.setattr(
+        webbrowser, "open", lambda address: address == "http://localhost:8502" and shown.set()
+    )
+    monkeypatch.setattr(exposure, "OPEN_SECONDS", 0.0)
+
+    async def start():
+        async with exposure.opened(None):
+            pass
+
+    asyncio.run(start())
+    assert shown.wait(5 if opens else 0.1) is opens
