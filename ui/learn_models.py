@@ -11,7 +11,7 @@ from ui import engine, jobs, learn_charts, learn_lessons, learn_view, pareto, re
 from ui.text import digits, drawn, one_line, percent
 
 PREFIX = "learn"
-PROMPT = "The capital of France is"
+PROMPT, LONGEST = "The capital of France is", 400
 NEWEST = 100  # runs that are drawn, at most
 TEMPERATURES = (1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 
@@ -22,7 +22,8 @@ def distillation(lesson: learn_lessons.Lesson, checkpoint: Checkpoint | None) ->
     left, right = st.columns([0.34, 0.66], gap="large")
     with left:
         st.markdown(lesson.text)
-        prompt = st.text_input("Text", PROMPT, key=f"{PREFIX}.distillation.prompt", max_chars=400)
+        prompt = st.text_input("Text", PROMPT, key=f"{PREFIX}.distillation.prompt", max_chars=LONGEST)
+        prompt = prompt[:LONGEST]  # a browser may send anything
         temperature = st.select_slider(
             "Temperature", TEMPERATURES, value=1.0, key=f"{PREFIX}.distillation.temperature"
         )

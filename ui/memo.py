@@ -23,6 +23,11 @@ class Memo:
         with self._lock:
             return self._results.get(key)
 
+    def forget(self, key: Hashable) -> None:
+        """Drop the result for `key`, if it is kept."""
+        with self._lock:
+            self._results.pop(key, None)
+
     def remember(self, key: Hashable, compute: Callable[[], Any]) -> Any:
         """Return the result for `key`; call `compute` if it is not kept. Other threads that want the same
         result wait for it. What `compute` raises passes through, and nothing is kept."""

@@ -85,6 +85,11 @@ def remember(key: Hashable, compute: Callable[[], Any]) -> Any:
     return _memo().remember(key, compute)
 
 
+def forget(key: Hashable) -> None:
+    """Drop the cached result for `key`."""
+    _memo().forget(key)
+
+
 def recall(key: Hashable) -> Any | None:
     """Return the cached result for `key`, or None."""
     return _memo().recall(key)

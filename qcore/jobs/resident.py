@@ -41,6 +41,8 @@ from qcore.recipes import Recipe, parse
 IDLE_SECONDS = 300.0
 CLOSE_SECONDS = 2.0
 RETIRED = 75  # the exit code of a process that was idle
+OVERTIME = 76  # that of one whose request took longer than a public server allows
+LONGEST_SECONDS = 900.0  # of a request there: a hostile tokenizer or template may never come to an end
 COMMAND = [sys.executable, "-m", "qcore.jobs.resident_worker"]
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -337,6 +339,11 @@ class _Child:
         if self._closed:
             return "The worker process was closed before it had answered."
         code = self.process.poll()
+        if code == OVERTIME:
+            return (
+                f"A request took longer than {LONGEST_SECONDS / 60:.0f} minutes, the most that this server "
+                "allows, so its process was ended. Try again, or choose another model."
+            )
         if code is not None and code < 0:
             cause = (
                 "most likely because memory ran out"

@@ -26,12 +26,13 @@ from typing import TYPE_CHECKING
 
 from qcore.base import errors, extensions, logs
 from qcore.base.errors import QcoreError
+from qcore.base.home import is_public
 from qcore.base.process import lifeline
 from qcore.base.progress import Progress
 from qcore.base.quiet import silence
 from qcore.jobs import wire
 from qcore.jobs.answers import ANSWERS
-from qcore.jobs.resident import RETIRED
+from qcore.jobs.resident import LONGEST_SECONDS, OVERTIME, RETIRED
 from qcore.measurement.devices import out_of_memory
 from qcore.measurement.memory import give_back
 from qcore.recipes import Recipe
@@ -62,6 +63,7 @@ class Worker:
         self._calls = ThreadPoolExecutor(CALLS, thread_name_prefix="call")
         self._open = 0  # calls that have not been answered
         self._counting = threading.Lock()
+        self._began: dict[int, float] = {}  # requests that are being answered, by number
         self._last = time.monotonic()  # when the last call was answered
 
     def take(self, line: str) -> None:
@@ -113,6 +115,7 @@ class Worker:
 
     def _answer(self, request: dict, work: Callable[[dict], None]) -> tuple[str, dict]:
         """Execute a request and return its last event; errors become events."""
+        self._began[request["id"]] = time.monotonic()
         try:
             work(request)
         except QcoreError as error:
@@ -121,7 +124,16 @@ class Worker:
             return "end", {}
         except Exception as error:
             return "refused", {"type": "RunError", "text": _unexpected(error)}
+        finally:
+            self._began.pop(request["id"], None)
         return "end", {}
+
+    def watch(self, seconds: float, end: Callable[[int], None] = os._exit) -> None:
+        """End this process when a request takes longer than `seconds`."""
+        while True:
+            time.sleep(min(5.0, seconds / 4))
+            if any(time.monotonic() - began > seconds for began in list(self._began.values())):
+                return end(OVERTIME)
 
     def _call(self, request: dict) -> None:
         """Call a function of `answers` and send what it returns."""
@@ -296,6 +308,8 @@ def main(arguments: list[str]) -> None:
 
         torch.set_num_threads(threads)
     worker = Worker(channel, idle_seconds)
+    if is_public():
+        threading.Thread(target=worker.watch, args=(LONGEST_SECONDS,), name="watch", daemon=True).start()
     lifeline(worker.take)
     worker.serve()
     channel.close()

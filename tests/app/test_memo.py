@@ -7,6 +7,14 @@ import pytest
 from ui.memo import Memo
 
 
+def test_a_result_can_be_forgotten():
+    memo = Memo(4)
+    memo.remember("key", lambda: 1)
+    memo.forget("key")
+    memo.forget("another")
+    assert memo.recall("key") is None and memo.remember("key", lambda: 2) == 2
+
+
 def test_a_result_is_computed_once_though_many_threads_want_it():
     memo, calls, barrier, found = Memo(4), [], threading.Barrier(8), []
 

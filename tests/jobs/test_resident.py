@@ -268,6 +268,27 @@ def test_it_does_not_end_during_a_call(monkeypatch):
     assert (first["event"], wire.unpack(first["text"]), last["event"]) == ("value", True, "end")
 
 
+def test_a_request_without_end_ends_the_process_of_a_public_server(monkeypatch):
+    end, ended, channel = threading.Event(), [], io.StringIO()
+    monkeypatch.setitem(answers.ANSWERS, "waits", lambda: end.wait(PATIENCE))
+    worker = Worker(channel, idle_seconds=PATIENCE)
+    worker.take(json.dumps({"op": "call", "id": 1, "name": "waits", "arguments": wire.pack(((), {}))}))
+    watching = threading.Thread(target=worker.watch, args=(0.2, ended.append), daemon=True)
+    watching.start()
+    watching.join(PATIENCE)
+    end.set()
+    assert ended == [resident_module.OVERTIME]
+
+
+def test_a_short_request_does_not():
+    ended: list[int] = []
+    worker = Worker(io.StringIO(), idle_seconds=PATIENCE)
+    threading.Thread(target=worker.watch, args=(0.1, ended.append), daemon=True).start()
+    for _ in range(8):
+        worker._answer({"id": 1}, lambda request: time.sleep(0.05))
+    assert not ended
+
+
 def test_a_call_is_answered_while_a_text_is_generated(resident, folder):
     events = resident.generate("Hi", 400, temperature=5.0)
     while next(events).kind != "text":

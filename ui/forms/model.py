@@ -44,9 +44,11 @@ def resolve(name: str, revision: str | None, why: str) -> Checkpoint | None:
         if what.kind == "folder":
             return engine.ask(answers.resolve, name, None)  # never cached: its files may change
         key = ("checkpoint", what.text, what.revision)
-        if state.recall(key) is not None or (
-            what.kind == "default" and (home() / "models" / what.text).is_dir()
-        ):
+        known: Checkpoint | None = state.recall(key)
+        if known is not None and not known.folder.is_dir():  # deleted since, to make room for another
+            state.forget(key)
+            known = None
+        if known is not None or (what.kind == "default" and (home() / "models" / what.text).is_dir()):
             return state.remember(key, lambda: engine.ask(answers.resolve, name, revision))
         st.caption(f"Not on this machine yet. {why}")
         if st.button("Fetch and check", icon=":material/download:", key=f"fetch.{what.text}"):
