@@ -47,7 +47,7 @@ SLOWEST, GROWTH, SETTLED = (
     0.05,
     2,
 )  # the bars: seconds (p95), share of memory, minutes until it is settled
-THOUGHT = (2.0, 10.0)  # seconds between two actions of a visitor
+THOUGHT = (4.0, 16.0)  # seconds between two actions of a visitor, evenly spread
 NEW_TAB, TURN = 0.1, 0.5  # shares of actions; the others change a widget
 START, FOLLOW = "Start", "Quantize"  # the button and the page that start a comparison
 PRESSED = ("Expert", "Simple", "Small", "Fast")  # buttons without heavy work behind them
@@ -271,7 +271,8 @@ def table(result: dict) -> str:
     every, errors, grown = found["reruns"]["all"], sum(found["errors"].values()), found["memory_growth"]
     memory = "" if grown is None else f" memory {grown:+.1%} after minute {SETTLED};"
     words = (
-        f"{how['visitors']} visitors for {how['minutes']:g} minutes, {how['runs']} of whom start and follow "
+        f"{how['visitors']} visitors for {how['minutes']:g} minutes, {how['thought_s'][0]:g} to "
+        f"{how['thought_s'][1]:g} s of thought between two actions; {how['runs']} of them start and follow "
         f"comparisons: {every['count']:,} reruns, median {every['p50_s']:.2f} s, p95 {every['p95_s']:.2f} s, "
         f"longest {every['longest_s']:.1f} s; {errors} errors;{memory} {how['cores']} cores for server, "
         f"visitors and runs together. {marks.day(result)}, {where['cpu']}; "
