@@ -37,6 +37,7 @@ NAME = "deployment"
 GROUPS, PERIOD = Path("/sys/fs/cgroup"), 100_000  # microseconds
 BUTTON = "Run the first comparison"
 LONGEST = 3600.0  # seconds for the comparison
+QUIET = 5.0  # seconds without a fragment that reruns, after which the run has ended
 ENTER = 'for group in {groups}; do echo $$ > "$group/cgroup.procs"; done; exec "$@"'
 
 
@@ -119,14 +120,14 @@ async def first_visit(address: str, limits: Group) -> dict:
         await tab.change(button, 0)
         started = time.monotonic()
         quiet = started
-        while time.monotonic() - quiet < 5 and time.monotonic() - started < LONGEST:
+        while time.monotonic() - quiet < QUIET and time.monotonic() - started < LONGEST:
             highest, private = max(highest, limits.used()), max(private, limits.private())
             if tab.follows:
                 quiet = time.monotonic()
             await asyncio.sleep(0.2)
         ended = quiet
     await browser.aclose()
-    followed = [taken for _, kind, taken in record.reruns if kind == "fragment"]
+    followed = [each.seconds for each in record.reruns if each.kind == "fragment"]
     return {
         "home_s": shown - began,
         "accepted_s": started - shown,

@@ -179,7 +179,7 @@ def summary(record: Record, samples: list[dict], log: str, minutes: float) -> di
     rows = []
     for minute in range(int(minutes)):
         inside = [each for each in samples if minute <= (each["at"] - began) / 60 < minute + 1]
-        seconds = [taken for at, *_, taken in record.reruns if minute <= (at - began) / 60 < minute + 1]
+        seconds = [each.seconds for each in record.reruns if minute <= (each.at - began) / 60 < minute + 1]
         if len(inside) > 1:
             rows.append(
                 {
@@ -194,12 +194,12 @@ def summary(record: Record, samples: list[dict], log: str, minutes: float) -> di
                 }
             )
     by_kind, by_page = {}, {}
-    for _, kind, page, taken in record.reruns:
-        by_kind.setdefault(kind, []).append(taken)
-        if kind != "fragment":
-            by_page.setdefault(page, []).append(taken)
+    for each in record.reruns:
+        by_kind.setdefault(each.kind, []).append(each.seconds)
+        if each.kind != "fragment":
+            by_page.setdefault(each.page, []).append(each.seconds)
     reruns = {kind: _times(seconds) for kind, seconds in sorted(by_kind.items())}
-    everything = _times([taken for *_, taken in record.reruns])
+    everything = _times([each.seconds for each in record.reruns])
     settled = [row["rss_bytes"] for row in rows if row["minute"] >= SETTLED]
     growth = max(settled) / settled[0] - 1 if len(settled) > 1 else None
     errors = record.errors + [f"in the server's log: {line}" for line in log_errors(log)]

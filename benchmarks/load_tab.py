@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from typing import NamedTuple
 from urllib.parse import urlencode
 
 import httpx2
@@ -25,19 +26,28 @@ PATIENCE = 60.0  # seconds until a missing answer is an error
 KEPT_RUNS = 2  # runs for which the page keeps an unused message, as in Streamlit's configuration
 
 
+class Rerun(NamedTuple):
+    """A request of `kind` ("page", "widget" or "fragment") from `page`, answered at the time `at`."""
+
+    at: float
+    kind: str
+    page: str
+    seconds: float
+
+
 @dataclass
 class Record:
-    """What the tabs of one program saw: reruns as (time, kind, page, seconds), and errors in words."""
+    """What the tabs of one program saw."""
 
-    reruns: list[tuple[float, str, str, float]] = field(default_factory=list)
+    reruns: list[Rerun] = field(default_factory=list)
     errors: list[str] = field(default_factory=list)
     messages: int = 0
     nbytes: int = 0
 
     def rerun(self, kind: str, page: str, began: float) -> None:
-        """Add a rerun of `kind` ("page", "widget", "fragment") that began at `began` and ended now."""
+        """Add a rerun that began at `began` and ended now."""
         now = time.monotonic()
-        self.reruns.append((now, kind, page, now - began))
+        self.reruns.append(Rerun(now, kind, page, now - began))
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ from streamlit.proto.BackMsg_pb2 import BackMsg
 from streamlit.proto.ForwardMsg_pb2 import ForwardMsg
 from websockets.asyncio.server import serve
 
-from benchmarks import load
-from benchmarks.load_tab import Record, Tab
+from benchmarks import deployment, load
+from benchmarks.load_tab import Record, Rerun, Tab
 
 
 def message(run: str = "", **fields) -> ForwardMsg:
@@ -37,9 +37,9 @@ def script(*parts: ForwardMsg, page: str = "one") -> list[ForwardMsg]:
     return [start, menu, *parts, message(script_finished=ForwardMsg.FINISHED_SUCCESSFULLY)]
 
 
-def play(answer, act) -> tuple[Record, list]:
-    """Let `act(tab)` use a server that replies with `answer(state)`; return the record and the requests."""
-    record, requests = Record(), []
+def served(answer, use):
+    """Return what `use(address, requests)` returns while a server replies with `answer(state)`."""
+    requests = []
 
     async def talk(socket):
         async for data in socket:
@@ -54,15 +54,23 @@ def play(answer, act) -> tuple[Record, list]:
     async def both():
         async with serve(talk, "127.0.0.1", 0, subprotocols=["streamlit"], process_request=index) as server:
             port = next(iter(server.sockets)).getsockname()[1]
-            async with (
-                httpx2.AsyncClient(verify=False) as browser,
-                Tab(f"127.0.0.1:{port}", record, browser) as tab,
-            ):
-                await tab.enter()
-                await act(tab)
+            return await use(f"127.0.0.1:{port}", requests)
 
-    asyncio.run(both())
-    return record, requests
+    return asyncio.run(both())
+
+
+def play(answer, act) -> tuple[Record, list]:
+    """Let `act(tab)` use a server that replies with `answer(state)`; return the record and the requests."""
+    record = Record()
+
+    async def use(address, requests):
+        browser = httpx2.AsyncClient(verify=False)
+        async with browser, Tab(address, record, browser) as tab:
+            await tab.enter()
+            await act(tab)
+        return record, requests
+
+    return served(answer, use)
 
 
 def test_a_tab_turns_pages_and_sends_what_was_changed():
@@ -84,7 +92,7 @@ def test_a_tab_turns_pages_and_sends_what_was_changed():
         {each.id: each.WhichOneof("value") for each in state.widget_states.widgets} for state in requests
     ]
     assert values == [{}, {"t": "bool_value"}, {"t": "bool_value", "b": "trigger_value"}, {}]
-    assert [kind for _, kind, *_ in record.reruns] == ["page", "widget", "widget", "page"]
+    assert [each.kind for each in record.reruns] == ["page", "widget", "widget", "page"]
     assert not record.errors and record.messages == 18
 
 
@@ -126,7 +134,7 @@ def test_a_fragment_reruns_by_itself_until_the_page_is_left():
     record, requests = play(answer, act)
     reruns = [state.fragment_id for state in requests if state.is_auto_rerun]
     assert set(reruns) == {"f"} and len(reruns) >= 2
-    assert [kind for _, kind, *_ in record.reruns].count("fragment") >= 2
+    assert [each.kind for each in record.reruns].count("fragment") >= 2
 
 
 @pytest.mark.parametrize(
@@ -143,13 +151,42 @@ def test_errors_on_pages_are_recorded(shown, words):
     assert record.errors == [words]
 
 
+def test_the_first_visit_presses_the_button_and_follows_the_run(monkeypatch):
+    monkeypatch.setattr(deployment, "QUIET", 0.2)
+    again, presses = message(), []
+    again.auto_rerun.interval, again.auto_rerun.fragment_id = 0.01, "f"
+
+    def answer(state):
+        presses.extend(each.id for each in state.widget_states.widgets)
+        if state.fragment_id:
+            done = message("f", script_finished=ForwardMsg.FINISHED_FRAGMENT_RUN_SUCCESSFULLY)
+            return [message("f"), done] if len(presses) < 99 else script()
+        return script(again) if presses else script(element(button={"id": "b", "label": deployment.BUTTON}))
+
+    class Limits:
+        count = 0
+
+        def used(self):
+            self.count += 1
+            if self.count > 3:  # the run ends
+                presses.extend("." * 99)
+            return self.count
+
+        def private(self):
+            return 1
+
+    found = served(answer, lambda address, _: deployment.first_visit(address, Limits()))
+    assert presses[0] == "b" and found["errors"] == [] and found["followed"]["count"] >= 1
+    assert 0 < found["comparison_s"] < 5 and found["peak_private_bytes"] == 1
+
+
 def sample(at: float, rss: int) -> dict:
     others = {"children": 1, "children_rss_bytes": 5, "server_cpu_s": at / 10, "visitors_cpu_s": 0.0}
     return {"at": at, "rss_bytes": rss, **others}
 
 
 def test_the_summary_compares_with_the_bars():
-    record = Record(reruns=[(float(at), "page", "Plan", 0.2) for at in range(180)])
+    record = Record(reruns=[Rerun(float(at), "page", "Plan", 0.2) for at in range(180)])
     samples = [sample(float(at), 100 if at < 120 else 104) for at in range(0, 180, 5)]
     found = load.summary(record, samples, "all is well", 3)
     assert found["holds"] == {"no error": True, "p95 below 1 s": True, "memory within 5%": True}
@@ -157,7 +194,7 @@ def test_the_summary_compares_with_the_bars():
     assert [row["reruns"] for row in found["minutes"]] == [60, 60, 60]
     assert found["pages"]["Plan"]["p50_s"] == pytest.approx(0.2)
 
-    record.reruns += [(1.0, "page", "Plan", 2.0)] * 20
+    record.reruns += [Rerun(1.0, "page", "Plan", 2.0)] * 20
     samples[-1]["rss_bytes"] = 106
     log = "Traceback (most recent call last):\n  File x\nValueError: no\n"
     found = load.summary(record, samples, log, 3)
