@@ -15,15 +15,15 @@ from qcore.base.home import is_public
 from qcore.jobs import upkeep
 from ui import exposure, gate, navigation
 
+ICON = Path(__file__).with_name("ui") / "icon.svg"  # a material icon would come from another site
+
 logs.configure()
 declared = gate.declared()
 exposure.settle()
 if runtime.exists():
     if is_public():
         upkeep.now_and_then()
-    st.set_page_config(
-        page_title="qcore", page_icon=":material/compress:", layout="wide", initial_sidebar_state=220
-    )
+    st.set_page_config(page_title="qcore", page_icon=str(ICON), layout="wide", initial_sidebar_state=220)
     st.navigation(navigation.pages()).run()
 else:
     guard = Middleware(gate.Gate, declared=declared)
