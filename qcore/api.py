@@ -2,15 +2,13 @@
 
 import logging
 from collections.abc import Sequence
-from dataclasses import fields
 from pathlib import Path
-from typing import Any, TypeVar, cast
 
 from qcore import planning, recipes
 from qcore.base import texts
 from qcore.base.errors import InputError
 from qcore.base.progress import Progress
-from qcore.base.registry import unknown
+from qcore.base.registry import filled
 from qcore.evaluation.choices import Answers
 from qcore.evaluation.choices import ask as answer
 from qcore.evaluation.perplexity import Evaluation
@@ -28,6 +26,7 @@ from qcore.recipes.spec import check_margin
 from qcore.results.rows import ResultRow
 from qcore.verbs import card, checks, prepare
 from qcore.verbs.audit_types import Audit
+from qcore.verbs.command_words import words_of_ledger
 
 _log = logging.getLogger(__name__)
 ROOM = 512  # tokens whose cache and activations count in the memory check of `load`
@@ -237,7 +236,7 @@ def save(model: Loaded, folder: str | Path, *, overwrite: bool = False) -> Path:
     saved = safetensors.save(
         model.model, model.tokenizer, recipe, model.ledger, folder, overwrite=overwrite, origin=base.origin
     )
-    for note in card.write(saved, base, card.words_of_ledger(base, recipe, model.ledger, saved)):
+    for note in card.write(saved, base, words_of_ledger(base, recipe, model.ledger, saved)):
         _log.warning(note)
     return saved
 
@@ -314,8 +313,8 @@ def qat(
     from qcore.training.qat import Qat
     from qcore.verbs import qat as verb
 
-    settings = _options(
-        Qat, form=TrainableSet(form, learn_scales), schedule=_options(Schedule, **schedule or {}), **options
+    settings = filled(
+        Qat, form=TrainableSet(form, learn_scales), schedule=filled(Schedule, **schedule or {}), **options
     )
     return verb.run(
         model,
@@ -350,7 +349,7 @@ def prune(
     from qcore.verbs import prune as verb
 
     chosen = None if recipe is None else _recipe(recipe)
-    settings = _options(verb.Prune, method=method, amount=amount, recipe=chosen, **options)
+    settings = filled(verb.Prune, method=method, amount=amount, recipe=chosen, **options)
     return verb.run(
         model, settings, Path(folder), overwrite=overwrite, compare=compare, progress=progress or _unseen
     )
@@ -378,8 +377,8 @@ def distill(
     from qcore.training.loop import Schedule
     from qcore.verbs import distill as verb
 
-    settings = _options(
-        Distill, layers=layers, schedule=_options(Schedule, **{"batch": 2} | (schedule or {})), **options
+    settings = filled(
+        Distill, layers=layers, schedule=filled(Schedule, **{"batch": 2} | (schedule or {})), **options
     )
     return verb.run(
         model,
@@ -394,17 +393,6 @@ def distill(
 
 def _recipe(recipe: Recipe | str) -> Recipe:
     return recipes.parse(recipe) if isinstance(recipe, str) else recipe
-
-
-T = TypeVar("T")
-
-
-def _options(kind: type[T], **given: Any) -> T:
-    known = [each.name for each in fields(cast(Any, kind))]
-    for name in given:
-        if name not in known:
-            raise unknown("option", name, known)
-    return kind(**given)
 
 
 def _unseen(done: int, total: int, text: str = "") -> None:

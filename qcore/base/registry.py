@@ -2,8 +2,9 @@
 error with the nearest ones."""
 
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import fields
 from difflib import get_close_matches
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar, cast
 
 from qcore.base.errors import InputError
 
@@ -56,6 +57,16 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> InputError:
     known = list(known)
     hint = did_you_mean(name, known) or f"Known: {', '.join(known)}."
     return InputError(f"Unknown {kind} {name!r}. {hint}")
+
+
+def filled(kind: type[T], **options: Any) -> T:
+    """Return the dataclass `kind` made from `options`. Raise `InputError` for a name that is not one of its
+    fields."""
+    known = [each.name for each in fields(cast(Any, kind))]
+    for name in options:
+        if name not in known:
+            raise unknown("option", name, known)
+    return kind(**options)
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str | None:

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
-from qcore.base.transformers_internals import is_saved
+from qcore.base.torch_internals import is_saved
 from qcore.layers.modules import QuantizedModule
 from qcore.recipes.ledger import Ledger, LedgerRow
 

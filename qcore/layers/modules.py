@@ -21,7 +21,7 @@ from typing import cast
 import torch
 from torch import nn
 
-from qcore.base.transformers_internals import put_buffers, registered, storage_key
+from qcore.base.torch_internals import put_buffers, registered, storage_key
 from qcore.formats.kinds import Format
 from qcore.formats.tensor import QuantizedTensor
 from qcore.kernels import dispatch

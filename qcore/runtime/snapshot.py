@@ -13,7 +13,8 @@ from typing import Any, cast
 
 from torch import nn
 
-from qcore.base.transformers_internals import collects_outputs, global_hooks, registered
+from qcore.base.torch_internals import global_hooks, registered
+from qcore.base.transformers_internals import collects_outputs
 from qcore.layers.modules import QuantExperts, QuantizedModule, QuantLinear
 from qcore.layers.text_part import text_part
 

@@ -15,7 +15,8 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
-from qcore.base.transformers_internals import put_tensor, use_eager_experts
+from qcore.base.torch_internals import put_tensor
+from qcore.base.transformers_internals import use_eager_experts
 from qcore.layers.embedding import is_embedding, scale_of
 from qcore.layers.experts import expert_layouts
 from qcore.layers.linear import is_linear

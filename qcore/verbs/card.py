@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -27,13 +27,12 @@ from qcore.models.classes import auto_class
 from qcore.models.config import read_config, to_transformers
 from qcore.models.packaged import HUB_ID
 from qcore.models.packaged import SUMMARIES as DEFAULTS
-from qcore.quantization.calibration.text import DOCSTRINGS
-from qcore.recipes import Recipe
 from qcore.recipes.ledger import Ledger
 from qcore.results import report
 from qcore.results.rows import ResultRow
 from qcore.results.store import Store
 from qcore.results.verdicts import is_baseline, kv_of, with_verdicts
+from qcore.verbs.command_words import last_part
 
 CARD = "README.md"
 BEGIN, END = "<!-- quality: written by qcore card -->", "<!-- end of quality -->"
@@ -111,8 +110,8 @@ def write(
     folder: Path, base: Checkpoint, words: Sequence[str], *, measured: Measured | None = None
 ) -> tuple[str, ...]:
     """Write the card of the model in `folder`, which was made from `base` by the command `words` (after
-    `qcore`, see `words_of`), and copy the base's licence and the settings of its processor. Return notes for
-    the user, such as that no licence is known.
+    `qcore`, see `command_words.py`), and copy the base's licence and the settings of its processor. Return
+    notes for the user, such as that no licence is known.
 
     Without `measured`, figures come from the newest comparison here with the same original, recipe and
     calibration text, if there is one.
@@ -135,7 +134,7 @@ def write(
     lines = [
         f"# {title.strip('`')}",
         "",
-        f"Made from {_code(named or _last(origin['model']))} by qcore {qcore.__version__}.",
+        f"Made from {_code(named or last_part(origin['model']))} by qcore {qcore.__version__}.",
         "",
         "| | |",
         "| --- | --- |",
@@ -157,7 +156,7 @@ def write(
         "",
         "## Licence",
         "",
-        _licence(licence, named or _last(origin["model"])),
+        _licence(licence, named or last_part(origin["model"])),
     ]
     write_text(folder / CARD, _page(front, "\n".join(lines)))
     figures = measured or _find(folder, facts)
@@ -227,54 +226,6 @@ def of_compared(compared: dict) -> Measured | None:
     )
 
 
-def words_of(verb: str, model: str, folder: Path, *options: Any, **more: Any) -> list[str]:
-    """Return the words of a command after `qcore`: `verb` and model, the fields of `options` (dataclasses)
-    and `more` that are set, and the output folder. Recipes are written by name, with the modules that they
-    skip; folders and files by their last name.
-
-    >>> words_of("prune", "/data/tiny", Path("/out/small"), method="wanda", sparse=True, text=None)
-    ['prune', 'tiny', '--method', 'wanda', '--sparse', '--out', 'small']
-    """
-    words = [verb, _last(model)]
-    for name, value in [*(pair for each in options for pair in _flat(each)), *more.items()]:
-        option = f"--{name.replace('_', '-')}"
-        if isinstance(value, Recipe):
-            words += [option, value.name]
-            words += [word for each in value.modules.skip for word in ("--skip", each)]
-        elif value is True:
-            words.append(option)
-        elif value is not None and value is not False:
-            words += [option, _last(str(value))]
-    return [*words, "--out", folder.name]
-
-
-def words_of_ledger(base: Checkpoint, recipe: Recipe, ledger: Ledger, folder: Path) -> list[str]:
-    """Return the words of the command that quantizes `base` as the `ledger` says. The packaged calibration
-    text is not named."""
-    text = ledger.calibration or {}
-    packaged = text.get("text", {}).get("name") == DOCSTRINGS
-    return words_of(
-        "quantize",
-        (made_from(base.folder) or base.origin)["model"],
-        folder,
-        recipe=recipe,
-        revision=base.revision if base.source == "hub" else None,
-        calibration=None if packaged else text.get("text", {}).get("name"),
-        calibration_tokens=text.get("tokens"),
-        calibration_minutes=text.get("minutes"),
-    )
-
-
-def _flat(options: Any) -> Iterable[tuple[str, Any]]:
-    for each in fields(options):
-        value = getattr(options, each.name)
-        if is_dataclass(value) and not isinstance(value, Recipe):
-            for name, inner in _flat(value):
-                yield each.name if name == "name" else name, inner
-        elif not (each.name == "steps" and getattr(options, "minutes", None)):
-            yield each.name, value
-
-
 # -- facts ---------------------------------------------------------------------------------------------------
 
 
@@ -304,7 +255,7 @@ def _table(
     folder: Path, facts: _Facts, base: Checkpoint, form: str, origin: dict
 ) -> Iterable[tuple[str, str]]:
     revision = f" at {_code(origin['revision'])}" if origin.get("revision") else ""
-    yield "base model", _code(_on_the_hub(origin["model"]) or _last(origin["model"])) + revision
+    yield "base model", _code(_on_the_hub(origin["model"]) or last_part(origin["model"])) + revision
     size = sum(path.stat().st_size for path in weight_files(folder))
     if facts.recipe:
         yield "recipe", _code(facts.recipe.get("name"))
@@ -323,7 +274,7 @@ def _table(
         yield "bits per weight", f"{8 * size / base.parameters:.2f}, of all weights"
     calibration = (facts.ledger or {}).get("calibration") or (facts.made or {}).get("calibration")
     if isinstance(calibration, dict) and "text" in calibration:
-        text = f"{_plain(_last(calibration['text']['name']))}"
+        text = f"{_plain(last_part(calibration['text']['name']))}"
         yield "calibration text", f"{text}, {calibration.get('tokens', 0):,} tokens"
 
 
@@ -388,9 +339,8 @@ def _quality(measured: Measured) -> str:
     if measured.top1_agreement is not None:
         lines.append(f"| same top-1 token | 100 % | {report.human_percent(measured.top1_agreement)} |")
     lines += ["", f"{_plain(measured.verdict)}"] if measured.verdict else []
-    conditions = (
-        f"{measured.tokens:,} tokens of {_plain(_last(measured.text))}, windows of {measured.window} tokens"
-    )
+    text = _plain(last_part(measured.text))
+    conditions = f"{measured.tokens:,} tokens of {text}, windows of {measured.window} tokens"
     more = "; ".join(_plain(each) for each in (measured.source, measured.note) if each)
     return "\n".join([*lines, "", f"{conditions}{f'; {more}' if more else ''}."])
 
@@ -425,12 +375,6 @@ def _on_the_hub(model: str) -> str | None:
     if model in DEFAULTS:
         return HUB_ID
     return model if _REPOSITORY.fullmatch(model) and not Path(model).is_absolute() else None
-
-
-def _last(name: str) -> str:
-    """Return the last part of a path of this machine; everything else as it is."""
-    path = Path(name)
-    return path.name if path.is_absolute() or name.startswith(("~", "./", "../")) else name
 
 
 def _one_line(text: Any) -> str:

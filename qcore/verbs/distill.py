@@ -13,7 +13,8 @@ from qcore.library.saving import check_folder
 from qcore.training import distill as training
 from qcore.training.distill import Distill
 from qcore.training.loop import History
-from qcore.verbs import card, made
+from qcore.verbs import made
+from qcore.verbs.command_words import words_of
 from qcore.verbs.prepare import find_original, load, saving
 
 
@@ -48,5 +49,5 @@ def run(
         about = {name: record[name] for name in ("kept_layers", "trained_seconds", "history")}
         result = made.summary(model, folder, student, began=began, **about)
         result |= made.compared(compare, checkpoint, folder, None, progress)
-        words = card.words_of("distill", model, folder, options, revision=revision)
+        words = words_of("distill", model, folder, options, revision=revision)
         return result | made.with_card(result, folder, checkpoint, words)

@@ -20,6 +20,7 @@ from qcore.streaming.parameters import StreamedParameters
 from qcore.streaming.quantizing import reason_against
 from qcore.verbs import card
 from qcore.verbs.checks import check_skips
+from qcore.verbs.command_words import words_of
 from qcore.verbs.prepare import PACKAGED, CalibrationText, check_apart, find, prepare
 
 
@@ -118,7 +119,7 @@ def run(
         exported = possible.target.save(parameters, recipe, folder, overwrite=overwrite, progress=progress)
     text = calibration.options(possible.own)
     text.pop("calibration_minutes", None)
-    words = card.words_of("export", model, folder, to=to, recipe=recipe, revision=revision, **text)
+    words = words_of("export", model, folder, to=to, recipe=recipe, revision=revision, **text)
     notes = dict.fromkeys([*cautions, *exported.notes, *card.write(folder, possible.checkpoint, words)])
     return {
         "model": model,

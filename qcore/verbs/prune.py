@@ -27,7 +27,8 @@ from qcore.quantization.calibration import Calibration, load_calibration
 from qcore.quantization.calibration.text import calibration_text
 from qcore.recipes import Recipe
 from qcore.training.qat import check_recipe
-from qcore.verbs import card, made
+from qcore.verbs import made
+from qcore.verbs.command_words import words_of
 from qcore.verbs.prepare import find_original, load, quantize, saving
 from qcore.verbs.record import stored_bytes
 
@@ -129,7 +130,7 @@ def run(
         result |= made.compared(compare, checkpoint, folder, options.recipe, progress)
         about = {each.name: getattr(options, each.name) for each in fields(options)}
         text = about.pop("calibration")
-        words = card.words_of("prune", model, folder, **about, text=text, revision=revision)
+        words = words_of("prune", model, folder, **about, text=text, revision=revision)
         return result | made.with_card(result, folder, checkpoint, words)
 
 

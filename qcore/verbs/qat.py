@@ -17,7 +17,8 @@ from qcore.training import qat as training
 from qcore.training.checkpoint import TrainingState
 from qcore.training.loop import History
 from qcore.training.qat import Qat
-from qcore.verbs import card, made
+from qcore.verbs import made
+from qcore.verbs.command_words import words_of
 from qcore.verbs.prepare import find_original, load, quantize, saving
 
 
@@ -65,7 +66,7 @@ def run(
             model, folder, trained, began=began, recipe=recipe.name, history=history.record()
         )
         result |= made.compared(compare, checkpoint, folder, recipe, progress)
-        words = card.words_of("qat", model, folder, options, recipe=recipe, revision=revision)
+        words = words_of("qat", model, folder, options, recipe=recipe, revision=revision)
         return result | made.with_card(result, folder, checkpoint, words)
 
 

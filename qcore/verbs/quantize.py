@@ -15,6 +15,7 @@ from qcore.recipes.ledger import Ledger
 from qcore.streaming import quantizing as streaming
 from qcore.verbs import card
 from qcore.verbs.checks import check_device, check_skips
+from qcore.verbs.command_words import words_of
 from qcore.verbs.prepare import PACKAGED, CalibrationText, find_original, prepare, saving
 
 HERE = Executor()
@@ -63,7 +64,7 @@ def run(
             ledger = streaming.quantize(
                 checkpoint, recipe, folder, overwrite=overwrite, progress=progress, engine=engine
             )
-            words = card.words_of("quantize", model, folder, recipe=recipe, stream=True, revision=revision)
+            words = words_of("quantize", model, folder, recipe=recipe, stream=True, revision=revision)
             notes = card.write(folder, checkpoint, words)
             return _saved(model, folder, ledger, time.perf_counter() - began, notes)
         made = prepare(checkpoint, recipe, device=device, calibration=calibration, progress=progress)
@@ -77,7 +78,7 @@ def run(
                 overwrite=overwrite,
                 origin=checkpoint.origin,
             )
-    words = card.words_of(
+    words = words_of(
         "quantize",
         model,
         folder,

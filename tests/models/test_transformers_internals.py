@@ -1,9 +1,5 @@
-"""What qcore uses of transformers and torch beyond their documentation still is what it was: one test for
-each function of `qcore.base.transformers_internals`.
-
-If an upgrade fails here, mend that file, then raise `CHECKED`. The overrides of private methods that stand
-elsewhere are the last test.
-"""
+"""What qcore uses of transformers beyond its documentation still is what it was: one test for each function
+of `qcore.base.transformers_internals`. If an upgrade fails here, mend that file, then raise `CHECKED`."""
 
 import logging
 import re
@@ -23,12 +19,10 @@ from transformers import AutoModelForCausalLM, GgufConfig
 from transformers.utils import logging as library_logging
 
 import qcore
+from qcore.base import torch_internals
 from qcore.base import transformers_internals as internals
-from qcore.layers.modules import QuantLinear
 from qcore.library import resolve
 from qcore.models.assembly import empty_model, meta_model
-from qcore.quantization.methods import quantize
-from qcore.recipes import parse
 from tests.zoo import build
 from tests.zoo.shrink import config_of
 
@@ -276,101 +270,15 @@ def test_experts_one_at_a_time():
         assert torch.allclose(model(ids).logits, expected, atol=1e-5)
 
 
-# -- torch ---------------------------------------------------------------------------------------------------
-
-
-def test_buffers_that_are_saved():
-    module = nn.Module()
-    module.register_buffer("saved", torch.zeros(1))
-    module.register_buffer("computed", torch.zeros(1), persistent=False)
-    for name in ("saved", "computed"):
-        assert internals.is_saved(module, name) == (name in module.state_dict())
-
-
-def test_exchanged_tensors_keep_their_registration():
-    module = nn.Linear(2, 2)
-    module.register_buffer("saved", torch.zeros(1))
-    module.register_buffer("computed", torch.zeros(1), persistent=False)
-    for name in ("saved", "computed"):
-        internals.put_tensor(module, name, None)
-        assert getattr(module, name) is None
-        internals.put_tensor(module, name, torch.ones(3))
-    internals.put_tensor(module, "weight", nn.Parameter(torch.ones(2, 2)))
-    assert module.saved.shape == (3,) and set(module.state_dict()) == {"weight", "bias", "saved"}
-    assert torch.equal(dict(module.named_parameters())["weight"], torch.ones(2, 2))
-
-
-def test_buffers_that_change_together():
-    module = nn.Module()
-    module.register_buffer("saved", torch.zeros(1))
-    module.register_buffer("computed", torch.zeros(1), persistent=False)
-    internals.put_buffers(module, {"saved": None, "computed": torch.ones(3)})
-    assert module.saved is None and module.computed.shape == (3,) and not module.state_dict()
-
-
-def test_what_a_module_holds():
-    module = nn.Sequential(nn.Linear(2, 2))
-    module.register_buffer("saved", torch.zeros(1))
-    found = internals.registered(module)
-    assert found.children == {"0": module[0]} and found.buffers == {"saved": module.saved}
-    assert internals.registered(module[0]).parameters["weight"] is module[0].weight
-    assert not any((*internals.global_hooks(), found.hooks, found.pre_hooks))
-    removable = [
-        module.register_forward_hook(print),
-        module.register_forward_pre_hook(print),
-        nn.modules.module.register_module_forward_hook(print),
-        nn.modules.module.register_module_forward_pre_hook(print),
-    ]
-    try:
-        for table in (found.hooks, found.pre_hooks, *internals.global_hooks()):
-            assert list(table.values()) == [print]
-    finally:
-        for hook in removable:
-            hook.remove()
-    assert not any((*internals.global_hooks(), found.hooks, found.pre_hooks))
+# -- hooks ---------------------------------------------------------------------------------------------------
 
 
 def test_hooks_that_collect_outputs():
     model = tiny.model("llama")
     model(torch.ones(1, 2, dtype=torch.long), output_hidden_states=True)
-    hooks = list(internals.registered(model.model.layers[0]).hooks.values())
+    hooks = list(torch_internals.registered(model.model.layers[0]).hooks.values())
     assert hooks and all(map(internals.collects_outputs, hooks))
     assert not internals.collects_outputs(print)
-
-
-def test_a_parameter_that_comes_first():
-    module = nn.Sequential(nn.Linear(2, 2))
-    module.register_parameter("last", nn.Parameter(torch.zeros(1)))
-    internals.put_first_parameter(module, "first", nn.Parameter(torch.zeros(3)))
-    assert [name for name, _ in module.named_parameters()] == ["first", "last", "0.weight", "0.bias"]
-
-
-def test_memory_that_tensors_share():
-    tensor = torch.zeros(8)
-    key, is_gone = internals.storage_key(tensor)
-    assert internals.storage_key(tensor[2:].view(2, 3))[0] == key != internals.storage_key(torch.zeros(8))[0]
-    part = tensor[1:]
-    del tensor
-    assert not is_gone()
-    del part
-    assert is_gone()
-
-
-def test_a_module_is_asked_for_its_tensors_through_the_methods_that_qcore_overrides():
-    """`QuantizedModule` overrides `_apply`, `_save_to_state_dict` and `_load_from_state_dict`."""
-    recipe = parse("int8")
-    weight = quantize(torch.randn(64, 64), recipe.weights, "rtn")
-    outer = nn.Sequential(QuantLinear(weight, None, "fp32"))
-    asked = []
-    outer[0].restore = lambda: asked.append("restored")
-    outer.to("cpu")
-    assert asked, "to() no longer goes through _apply"
-    asked.clear()
-    state_dict = outer.state_dict()
-    assert asked, "state_dict() no longer goes through _save_to_state_dict"
-    asked.clear()
-    outer.load_state_dict(state_dict)
-    assert asked, "load_state_dict() no longer goes through _load_from_state_dict"
 
 
 PRIVATE = re.compile(
@@ -380,10 +288,11 @@ PRIVATE = re.compile(
 
 
 def test_no_other_file_names_them():
+    here = [Path(each.__file__) for each in (internals, torch_internals)]
     root = Path(qcore.__file__).parent
     found = {
         str(path.relative_to(root))
         for path in root.rglob("*.py")
-        if PRIVATE.search(path.read_text()) and path != Path(internals.__file__)
+        if PRIVATE.search(path.read_text()) and path not in here
     }
     assert not found

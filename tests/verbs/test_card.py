@@ -22,6 +22,7 @@ from qcore.training.distill import Distill
 from qcore.training.loop import Schedule
 from qcore.training.qat import Qat
 from qcore.verbs import card, quantize
+from qcore.verbs.command_words import words_of
 
 CARD = "---\nlicense: cc-by-4.0\nlanguage: de\ntags: [theirs]\n---\n\n# Base\n\nText of the base.\n"
 pytestmark = pytest.mark.usefixtures("own_home")
@@ -116,21 +117,16 @@ def test_the_commands_of_all_verbs_are_understood():
     out = Path("/some/where/small")
     schedule = Schedule(minutes=2.0, batch=3)
     qat = Qat(form=TrainableSet("full", True), text="/data/a text.txt", tokens=4096, schedule=schedule)
-    found = parsed(["qcore", *card.words_of("qat", "some/model", out, qat, recipe=parse("int4-g64"))])
+    found = parsed(["qcore", *words_of("qat", "some/model", out, qat, recipe=parse("int4-g64"))])
     assert (found["form"], found["learn_scales"], found["text"]) == ("full", True, "a text.txt")
     assert (found["minutes"], found["batch"], found["out"]) == (2.0, 3, Path("small"))
-    found = parsed(
-        ["qcore", *card.words_of("distill", "some/model", out, Distill(layers=2, keep="influence"))]
-    )
+    found = parsed(["qcore", *words_of("distill", "some/model", out, Distill(layers=2, keep="influence"))])
     assert (found["layers"], found["keep"], found["batch"]) == (2, "influence", 2)
     found = parsed(
-        [
-            "qcore",
-            *card.words_of("prune", "some/model", out, method="wanda", amount=0.25, sparse=True, text=None),
-        ]
+        ["qcore", *words_of("prune", "some/model", out, method="wanda", amount=0.25, sparse=True, text=None)]
     )
     assert (found["method"], found["amount"], found["sparse"], found["text"]) == ("wanda", 0.25, True, None)
-    words = card.words_of("export", "m", out, to="onnx", recipe=parse("int4-g64"), calibration_tokens=None)
+    words = words_of("export", "m", out, to="onnx", recipe=parse("int4-g64"), calibration_tokens=None)
     assert parsed(["qcore", *words])["recipe"] == "int4-g64"
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from qcore.base.errors import InputError
-from qcore.base.transformers_internals import put_first_parameter, put_tensor
+from qcore.base.torch_internals import put_first_parameter, put_tensor
 from qcore.engines.onnx.run_onnx import OnnxModel
 from qcore.layers.stand_in import stand_in
 
