@@ -111,6 +111,12 @@ def write_mxfp4(folder: Path) -> Path:
     folder.mkdir(parents=True)
     GptOssForCausalLM(config).save_pretrained(folder)
     tiny.tokenizer().save_pretrained(folder)
+    to_mxfp4(folder)
+    return folder
+
+
+def to_mxfp4(folder: Path) -> None:
+    """Replace the experts of the GPT-OSS in `folder` by random ones in MXFP4 blocks."""
     tensors = load_file(folder / "model.safetensors")
     for name in [name for name in tensors if name.endswith(("gate_up_proj", "down_proj"))]:
         experts, inputs, outputs = tensors.pop(name).shape
@@ -119,10 +125,13 @@ def write_mxfp4(folder: Path) -> Path:
         )
         tensors[f"{name}_scales"] = torch.full((experts, outputs, inputs // 32), 120, dtype=torch.uint8)
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
-    settings = json.loads((folder / "config.json").read_text())
-    settings["quantization_config"] = {"quant_method": "mxfp4", "modules_to_not_convert": ["lm_head"]}
-    (folder / "config.json").write_text(json.dumps(settings))
-    return folder
+    set_quantization(folder, {"quant_method": "mxfp4", "modules_to_not_convert": ["lm_head"]})
+
+
+def set_quantization(folder: Path, settings: dict) -> None:
+    """Write `settings` as the quantization_config of the model in `folder`."""
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"quantization_config": settings}))
 
 
 def save(folder: Path, original: Path, tensors: dict[str, torch.Tensor], settings: dict) -> Path:

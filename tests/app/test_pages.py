@@ -276,6 +276,7 @@ def test_start_sends_what_was_chosen(submitted):
     at = open_page("quantize")
     calm(at.number_input(key="quantize.tokens").set_value(512).run())
     calm(at.toggle(key="quantize.ask").set_value(True).run())
+    calm(at.toggle(key="quantize.chat").set_value(False).run())
     calm(at.text_input(key="quantize.more").set_value("int4-g32-dq").run())
     calm(at.text_input(key="quantize.skip").set_value("layers.0").run())
     calm(at.selectbox(key="quantize.kv").set_value("int8").run())
@@ -284,6 +285,7 @@ def test_start_sends_what_was_chosen(submitted):
     assert (spec.tokens, spec.choices, spec.kv) == (512, "default", "int8") and [
         recipe.name for recipe in spec.recipes
     ] == ["fp32", "int8", "int4-g64", "int4-g32-dq"]
+    assert spec.generate and not spec.chat
     assert spec.recipes[3].modules.skip == ("layers.0",) and spec.recipes[0].modules.skip == ()
 
 

@@ -31,6 +31,10 @@ PROMPTS_HELP = (
     "Facts, arithmetic, code, summaries, other languages. Each prompt is continued greedily, and the answer "
     "is compared with the baseline's."
 )
+CHAT = "Send prompts in the chat template"
+CHAT_HELP = (
+    "As messages, if the model has a chat template. Switched off, the prompt is continued as plain text."
+)
 
 
 def choose(prefix: str) -> str | None:
@@ -112,6 +116,7 @@ def conditions(prefix: str) -> dict:
             "Tokens generated while decode speed is measured. " + explain("decode"),
         )
     generate = st.toggle(PROMPTS, value=True, key=f"{prefix}.generate", help=PROMPTS_HELP, **KEEP)
+    chat = st.toggle(CHAT, value=True, key=f"{prefix}.chat", help=CHAT_HELP, disabled=not generate, **KEEP)
     ask = st.toggle(
         QUESTIONS,
         value=False,
@@ -125,6 +130,7 @@ def conditions(prefix: str) -> dict:
         "prompt_tokens": prompt,
         "new_tokens": new,
         "generate": generate,
+        "chat": chat,
     }
     return conditions | {"choices": "default" if ask else None, "device": _device(prefix)}
 
