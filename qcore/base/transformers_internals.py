@@ -71,6 +71,22 @@ def from_config(kind: type[PreTrainedModel], config: PretrainedConfig, dtype: to
     return kind._from_config(config, dtype=dtype)
 
 
+def loaded_types(model: PreTrainedModel, dtype: torch.dtype) -> dict[str, torch.dtype]:
+    """Return the type of every parameter and buffer of `model`, by name, when transformers loads the model in
+    `dtype`. Some stay in float32: those that the class names, and those that it creates so."""
+    import torch
+    from transformers.core_model_loading import build_glob_alternation
+
+    with quiet(), without_weights(meta_buffers=True):
+        new = from_config(type(model), deepcopy(model.config), dtype)
+    tensors = (*new.named_parameters(remove_duplicate=False), *new.named_buffers(remove_duplicate=False))
+    types = {name: tensor.dtype for name, tensor in tensors}
+    if patterns := list(model._get_dtype_plan(dtype)):
+        search = build_glob_alternation(patterns)[0].search
+        types |= {name: torch.float32 for name in types if search(name)}
+    return types
+
+
 @contextmanager
 def meta_stays_meta() -> Iterator[None]:
     """Let transformers load tensors on the meta device there. It would copy those that it joins in the memory
@@ -313,7 +329,7 @@ def stacks_experts(rule: Any) -> bool:
     )
 
 
-# -- key-value caches ----------------------------------------------------------------------------------------
+# -- caches and hooks ----------------------------------------------------------------------------------------
 
 
 def cache_layers(config: PretrainedConfig) -> tuple[list[str], list[dict[str, Any]]]:
@@ -334,6 +350,12 @@ def is_old_style(model: Any) -> bool:
     forward can be compiled whole. Those are classes with a forward of their own kind."""
     known = ("_supports_attention_backend", "_can_compile_fullgraph")
     return not any(getattr(model, name, False) for name in known)
+
+
+def collects_outputs(hook: Callable) -> bool:
+    """Return whether `hook` is one that transformers leaves on modules to collect their outputs. Such a hook
+    does nothing unless outputs are requested."""
+    return getattr(hook, "__module__", None) == "transformers.utils.output_capturing"
 
 
 # -- mixtures of experts -------------------------------------------------------------------------------------
@@ -375,12 +397,3 @@ def eager_experts(module: Any) -> Iterator[None]:
     finally:
         if chooses:
             module.config._experts_implementation = previous
-
-
-# -- hooks ---------------------------------------------------------------------------------------------------
-
-
-def collects_outputs(hook: Callable) -> bool:
-    """Return whether `hook` is one that transformers leaves on modules to collect their outputs. Such a hook
-    does nothing unless outputs are requested."""
-    return getattr(hook, "__module__", None) == "transformers.utils.output_capturing"

@@ -56,7 +56,7 @@ def as_it_is(model: nn.Module, name: str) -> Ledger:
 
 
 def plain_name(name: str) -> str:
-    """Return the original name of a tensor that `_store_narrow` moved into a wrapper."""
+    """Return the original name of a tensor that `narrow.py` moved into a wrapper."""
     return name.replace("parametrizations.", "").removesuffix(".original").removesuffix(".stored")
 
 

@@ -8,17 +8,18 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from qcore.base.transformers_internals import loaded_types
 from qcore.formats.budget import Budget
-from qcore.layers.select import select
+from qcore.layers.select import Target, select
 from qcore.layers.text_part import output_head
+from qcore.quantization.narrow import DTYPES
 from qcore.recipes import ENGINES, Engine, Float, Recipe
 from qcore.recipes.engines import variant
 
 if TYPE_CHECKING:
+    import torch
     from torch import nn
     from transformers import PreTrainedModel
-
-FLOAT_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,10 +74,11 @@ def tensors(model: PreTrainedModel, recipe: Recipe) -> list[Item]:
     head = output_head(model)
     tied = head is not None and head.weight is model.get_input_embeddings().weight
     head_name = next((f"{name}.weight" for name, module in model.named_modules() if module is head), None)
+    targets: dict[str, Target] = {}
+    types: dict[str, torch.dtype] = {}
     if isinstance(recipe.weights, Float):
-        width, changed, targets = FLOAT_BYTES[recipe.weights.dtype], recipe.name != "fp32", {}
+        types = loaded_types(model, DTYPES[recipe.weights.dtype])
     else:
-        width, changed = 4, False
         targets = {target.name: target for target in select(model, _without_head(recipe)).targets}
     with_head = isinstance(recipe.weights, Engine) and ENGINES[recipe.weights.backend].quantizes_head
     own_head = tied and (with_head or recipe.prepare == "rotation")
@@ -101,6 +103,8 @@ def tensors(model: PreTrainedModel, recipe: Recipe) -> list[Item]:
                 )
             )
         else:
+            width = types.get(name, parameter.dtype).itemsize
+            changed = name in types and width < 4
             items.append(Item(name, tuple(parameter.shape), width * count, count, changed))
     return items
 

@@ -6,40 +6,25 @@ plus one layer.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from functools import singledispatch
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
-from torch.nn.utils import parametrize
 
 from qcore import engines
 from qcore.base.errors import InputError
 from qcore.base.progress import Progress
-from qcore.base.transformers_internals import use_eager_experts
 from qcore.formats.budget import Budget
 from qcore.formats.kinds import Format
 from qcore.formats.mixture import Mixture
 from qcore.formats.tensor import QuantizedTensor
-from qcore.kernels.precision import computes_fast
 from qcore.layers import expert_forward
-from qcore.layers.embedding import is_embedding, scale_of
-from qcore.layers.experts import expert_layouts
-from qcore.layers.inventory import dtype_name, inventory, kept_row, plain_name
-from qcore.layers.linear import is_linear
-from qcore.layers.modules import (
-    QuantEmbedding,
-    QuantExperts,
-    QuantizedModule,
-    QuantLinear,
-    StoredEmbedding,
-    StoredExperts,
-    StoredLinear,
-    Widen,
-)
+from qcore.layers.embedding import scale_of
+from qcore.layers.inventory import inventory, kept_row
+from qcore.layers.modules import QuantEmbedding, QuantExperts, QuantizedModule, QuantLinear
 from qcore.layers.select import Target, select
 from qcore.quantization import methods
 from qcore.quantization.calibration import Calibration, quantize_blocks
@@ -47,6 +32,7 @@ from qcore.quantization.calibration.blocks import find_blocks
 from qcore.quantization.calibration.importance import Importances
 from qcore.quantization.methods import imatrix
 from qcore.quantization.methods.rotation import rotate
+from qcore.quantization.narrow import store_as
 from qcore.quantization.sensitivity.choosing import Chosen, choose_formats
 from qcore.recipes import Engine, Float, Recipe
 from qcore.recipes.ledger import Ledger, LedgerRow
@@ -54,8 +40,6 @@ from qcore.recipes.methods import needs_text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def quantize(
@@ -133,7 +117,7 @@ def _(weights: Engine, job: Job) -> Outcome:
 
 @apply.register
 def _(weights: Float, job: Job) -> Outcome:
-    return _store_as(job.model, weights.dtype, job.report), None
+    return store_as(job.model, weights.dtype, job.report), None
 
 
 @apply.register(Format)
@@ -281,95 +265,3 @@ def install(model: PreTrainedModel, target: Target, weights: list[QuantizedTenso
     else:
         new = QuantLinear(weights[0], None if old.bias is None else old.bias.data, target.activations)
     setattr(model.get_submodule(parent_name), last, new)
-
-
-# -- floating point ------------------------------------------------------------------------------------------
-
-
-def _store_as(model: PreTrainedModel, name: str, report: Progress) -> list[LedgerRow]:
-    """Store every floating-point tensor in the dtype `name`, and compute in float32 if the hardware is slow
-    in that dtype."""
-    dtype, before = (
-        DTYPES[name],
-        {full: (tensor.dtype, tensor.nbytes) for full, tensor, _ in inventory(model)},
-    )
-    _check_range(model, dtype)
-    device = next(model.parameters()).device
-    if computes_fast(dtype, device):
-        cast(nn.Module, model).to(dtype)
-    else:
-        _store_narrow(model, dtype, report)
-    rows = []
-    for full, tensor, shared in inventory(model):
-        full = plain_name(full)
-        old_dtype, old_bytes = before[full]
-        row = kept_row(
-            full,
-            tensor,
-            shared,
-            None
-            if tensor.dtype != old_dtype
-            else f"Kept in {dtype_name(old_dtype)}, the type it was loaded in.",
-        )
-        label = name if tensor.dtype == dtype and dtype != torch.float32 else None
-        rows.append(
-            replace(row, dtype=dtype_name(old_dtype), format=label, bytes_before=0 if shared else old_bytes)
-        )
-    return rows
-
-
-def _check_range(model: PreTrainedModel, dtype: torch.dtype) -> None:
-    limit = torch.finfo(dtype).max
-    for full, tensor, _ in inventory(model):
-        if (
-            tensor.is_floating_point()
-            and torch.finfo(tensor.dtype).max > limit
-            and tensor.numel()
-            and tensor.abs().max() > limit
-        ):
-            raise InputError(
-                f"{full} holds values above {limit:.4g}, the largest that {dtype_name(dtype)} can store. "
-                "Use bf16 or fp32."
-            )
-
-
-def _store_narrow(model: PreTrainedModel, dtype: torch.dtype, report: Progress) -> None:
-    narrowed: dict[nn.Parameter, nn.Parameter] = {}  # so that tied parameters stay tied
-
-    def narrow(parameter: Any) -> nn.Parameter:
-        if parameter not in narrowed:
-            narrowed[parameter] = nn.Parameter(parameter.to(dtype), requires_grad=False)
-        return narrowed[parameter]
-
-    modules = [
-        (name, module)
-        for name, module in model.named_modules()
-        if next(module.parameters(recurse=False), None) is not None
-    ]
-    fused = expert_layouts(model)
-    for i, (name, module) in enumerate(modules):
-        report(i, len(modules), name)
-        parent_name, _, last = name.rpartition(".")
-        parent = model.get_submodule(parent_name)
-        if is_linear(module):
-            bias = None if module.bias is None else narrow(module.bias)
-            setattr(parent, last, StoredLinear(narrow(module.weight), bias))
-        elif is_embedding(module):
-            setattr(
-                parent, last, StoredEmbedding(narrow(module.weight), module.padding_idx, scale_of(module))
-            )
-        else:
-            _narrow_in_place(name, module, narrow, fused)
-
-
-def _narrow_in_place(
-    owner: str, module: nn.Module, narrow: Callable[[nn.Parameter], nn.Parameter], fused: Collection[str]
-) -> None:
-    for name, parameter in list(module.named_parameters(recurse=False)):
-        if f"{owner}.{name}" in fused:
-            delattr(module, name)
-            setattr(module, name, StoredExperts(narrow(parameter)))
-            use_eager_experts(module)
-        else:
-            setattr(module, name, narrow(parameter))
-            parametrize.register_parametrization(module, name, Widen(), unsafe=True)
