@@ -20,7 +20,7 @@ from qcore.base.progress import Progress
 from qcore.library.sources import resolve
 from qcore.models import hub
 from qcore.models.checkpoint import Checkpoint, read_folder
-from qcore.models.config import LOW_PRECISION, is_ours, quantized_by, read_config
+from qcore.models.config import LOW_PRECISION, is_ours, quantized_by, read_config, without_quantization
 from qcore.models.config_limits import check_against
 from qcore.models.headers import LONGEST_HEADER, TensorInfo, parse_header
 from qcore.models.names import Name, classify
@@ -75,10 +75,27 @@ def _foreign(folder: Path, name: str) -> Checkpoint | None:
 
 
 def _as_it_is(checkpoint: Checkpoint, method: str) -> Checkpoint:
-    note = f" It was quantized by another library ({method}). Recipes start from the original model."
     if method in LOW_PRECISION:
-        note = f" It is stored as {method}. Recipes start from its values, which are dequantized first."
+        return _dequantized(checkpoint, method)
+    note = f" It was quantized by another library ({method}). Recipes start from the original model."
     return replace(checkpoint, is_quantized=True, description=checkpoint.description + note)
+
+
+def _dequantized(checkpoint: Checkpoint, method: str) -> Checkpoint:
+    """Return the checkpoint that dequantizing `checkpoint` gives; see `widened.py`."""
+    from qcore.models import foreign_folder
+
+    description = (
+        f"{checkpoint.description} Its files hold {method}, {checkpoint.nbytes / 1e6:,.0f} MB. They are "
+        "dequantized when used, and the loss of a recipe adds to their own."
+    )
+    return replace(
+        checkpoint,
+        digest=f"values of {checkpoint.digest}",
+        config=without_quantization(checkpoint.config),
+        tensors=foreign_folder.values(checkpoint),
+        description=description,
+    )
 
 
 def _from_hub(name: Name, progress: Progress | None) -> Checkpoint:

@@ -13,7 +13,12 @@ if TYPE_CHECKING:
 
 def with_class(config: PreTrainedConfig) -> PreTrainedConfig:
     """Return `config` if it has a class, or the text config inside it if it names the class of a text model
-    alone. Raise `InputError` as `model_class` does."""
+    alone. Raise `InputError` as `model_class` does.
+
+    A config that says to have an encoder, of an architecture that has none, is corrected: transformers would
+    look for the encoder while it generates."""
+    if config.is_encoder_decoder and not _has_encoder(config):
+        config.is_encoder_decoder = False
     text, named = config.get_text_config(), config.architectures or ()
     if any(one.__name__ in named and one.config_class is type(text) for one in _classes(config)):
         return text
@@ -41,6 +46,13 @@ def model_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
             f"A {kind} model does not read text alone: it requires {needed}. Choose a causal language model."
         )
     return chosen
+
+
+def _has_encoder(config: PreTrainedConfig) -> bool:
+    """Return whether the architecture of `config`, or of a part of it, has an encoder and a decoder by
+    default."""
+    parts = (getattr(config, name, None) for name in config.sub_configs)
+    return any(type(each).is_encoder_decoder for each in (config, *parts) if each is not None)
 
 
 def _classes(config: PreTrainedConfig) -> list[type[PreTrainedModel]]:

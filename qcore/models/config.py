@@ -108,6 +108,11 @@ def is_ours(config: dict) -> bool:
     return isinstance(quantization, dict) and quantization.get("quant_method") == OURS
 
 
+def without_quantization(config: dict) -> dict:
+    """Return `config` as that of a model that is not quantized."""
+    return _without(config, _QUANTIZED)
+
+
 def _without(part: Any, keys: tuple[str, ...]) -> Any:
     if isinstance(part, dict):
         return {key: _without(value, keys) for key, value in part.items() if key not in keys}
@@ -149,6 +154,8 @@ def quantized_by(config: dict, folder: Path) -> str | None:
 
 # The forms in which models are published, and not only quantized afterwards; see `library/widened.py`.
 LOW_PRECISION = ("fp8", "fbgemm_fp8", "mxfp4")
+# The other forms that are read as they are; see `foreign_forms.py`.
+READ_AS_STORED = ("gptq", "awq", "compressed-tensors", "bitsandbytes", "mlx", "modelopt")
 
 
 def _refuse_quantized(config: dict, folder: Path) -> None:
@@ -157,6 +164,11 @@ def _refuse_quantized(config: dict, folder: Path) -> None:
         raise InputError(
             f"{folder.name} is already quantized ({name}). Start from the original model: quantizing it "
             "again would measure both losses at once."
+            + (
+                " Beside recipes of the original, file:NAME measures it as it is."
+                if name in READ_AS_STORED
+                else ""
+            )
         )
 
 

@@ -6,6 +6,7 @@ contradict each other, the model is refused: codes are never taken for numbers.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -21,7 +22,7 @@ from qcore.models.checkpoint import Checkpoint
 from qcore.models.config import quantization
 from qcore.models.foreign_forms import FORMS, Form, Settings
 from qcore.models.headers import FLOATS, TensorInfo
-from qcore.models.mapping import read_file
+from qcore.models.mapping import read_file, torch_dtype
 from qcore.models.places import Places, Unplaced
 from qcore.models.stored import StoredWeight, Widened
 
@@ -73,6 +74,35 @@ def describe(checkpoint: Checkpoint) -> str:
     if any(_CACHE.search(name) for name in found.left):
         words += " Its scales for a quantized key-value cache are not used."
     return words
+
+
+def values(checkpoint: Checkpoint) -> dict[str, TensorInfo]:
+    """Return the tensors that dequantizing the folder gives, by name: their shapes, and BF16 if it certainly
+    holds every value, else F32. Raise `InputError` as `describe` does."""
+    describe(checkpoint)  # refuses what cannot be read
+    method, _ = _method(checkpoint)
+    shapes: dict[str, tuple[int, ...]] = {}
+    exact = True  # a few bits times a power of two
+    if method == MXFP4:
+        others = {name: info for name, info in checkpoint.tensors.items() if not name.endswith(_SCALES)}
+        for name in [name for name in others if name.endswith(_BLOCKS)]:
+            if len(shape := others.pop(name).shape) != 4:
+                raise _contradiction(checkpoint, method)
+            experts, rows, groups, _ = shape
+            shapes[name.removesuffix(_BLOCKS)] = experts, groups * mxfp4.GROUP, rows
+    else:
+        found = _sort(checkpoint, method)
+        others = found.plain
+        for module, (form, parts) in found.modules.items():
+            shapes[f"{module}.weight"] = parts["weight"].shape
+            exact &= parts[form.marks[1]].dtype == "F8_E8M0"
+    dtype = "BF16" if exact and {info.dtype for info in others.values()} <= {"BF16"} else "F32"
+    shapes |= {name: info.shape for name, info in others.items()}
+    width = torch_dtype(dtype).itemsize
+    return {
+        name: TensorInfo(dtype, shape, width * math.prod(shape), "model.safetensors", 0)
+        for name, shape in shapes.items()
+    }
 
 
 def weights(checkpoint: Checkpoint, model: PreTrainedModel) -> list[StoredWeight]:

@@ -24,7 +24,6 @@ from qcore.formats.budget import Budget
 from qcore.library import Loaded
 from qcore.library.saving import made_from
 from qcore.models import Checkpoint, imatrix
-from qcore.models.config import LOW_PRECISION, quantized_by
 from qcore.models.names import classify
 from qcore.quantization import convert
 from qcore.quantization.calibration import Calibration, load_calibration, unfinished
@@ -164,10 +163,7 @@ class Finder:
             return self(model, revision)
         if key not in self._headers:
             try:
-                found = library.outline(model, revision, progress=self._progress)
-                if quantized_by(found.config, found.folder) in LOW_PRECISION:
-                    return self(model, revision)
-                self._headers[key] = found
+                self._headers[key] = library.outline(model, revision, progress=self._progress)
             except UnavailableError:
                 return self(model, revision)
         return self._headers[key]

@@ -29,13 +29,8 @@ def write(kind: str, tmp_path):
         for name in [name for name in tensors if name.endswith("_scale_inv")]:
             tensors[name.removesuffix("_inv")] = tensors.pop(name).reshape(())
         save_file(tensors, folder / "model.safetensors", {"format": "pt"})
-        set_quantization(folder, {"quant_method": "fp8", "activation_scheme": "static"})
+        foreign_models.set_quantization(folder, {"quant_method": "fp8", "activation_scheme": "static"})
     return folder
-
-
-def set_quantization(folder, settings):
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | {"quantization_config": settings}))
 
 
 @pytest.mark.parametrize("kind", ["fp8", "fp8 per tensor", "mxfp4"])
@@ -56,6 +51,18 @@ def test_recipes_start_from_the_values_of_the_file(kind, tmp_path):
         assert close.min() > 0.99
 
 
+@pytest.mark.parametrize("kind", ["fp8", "fp8 per tensor", "mxfp4"])
+def test_the_outline_is_that_of_the_values(kind, tmp_path):
+    """A plan showed the stored model as it is, and no recipe."""
+    folder = write(kind, tmp_path)
+    found, made = library.outline(folder), library.resolve(folder)
+    assert not found.is_quantized and "dequantized when used" in found.description
+    shapes = [{name: (each.dtype, each.shape) for name, each in one.tensors.items()} for one in (found, made)]
+    assert shapes[0] == shapes[1] and found.nbytes == made.nbytes
+    plans = [qcore.plan(one, ["int8", "int4-g32"]).rows for one in (str(folder), found, made)]
+    assert [row.stored_bytes for row in plans[0]] == [row.stored_bytes for row in plans[2]]
+
+
 def test_values_that_bf16_holds_are_stored_in_it(tmp_path):
     folder = write("mxfp4", tmp_path)
     tensors = load_file(folder / "model.safetensors")
@@ -64,7 +71,8 @@ def test_values_that_bf16_holds_are_stored_in_it(tmp_path):
         folder / "model.safetensors",
         {"format": "pt"},
     )
-    assert {info.dtype for info in library.resolve(folder).tensors.values()} == {"BF16"}
+    for read in (library.resolve, library.outline):
+        assert {info.dtype for info in read(folder).tensors.values()} == {"BF16"}
 
 
 def test_a_folder_is_dequantized_once_and_its_small_files_come_along(tmp_path):
@@ -96,9 +104,9 @@ def test_codes_without_scales_or_of_another_method_are_refused(tmp_path):
     )
     with pytest.raises(InputError, match="not all that a weight of fp8 consists of"):
         library.resolve(folder)
-    set_quantization(folder, {"quant_method": "mxfp4"})
+    foreign_models.set_quantization(folder, {"quant_method": "mxfp4"})
     with pytest.raises(InputError, match="names mxfp4, but no weight is stored in that form"):
         library.resolve(folder)
-    set_quantization(folder, {"quant_method": "gptq"})
+    foreign_models.set_quantization(folder, {"quant_method": "gptq"})
     with pytest.raises(InputError, match="already quantized .gptq."):
         library.resolve(folder)

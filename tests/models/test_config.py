@@ -7,11 +7,13 @@ import pytest
 import tiny
 import torch
 from edits import edit
-from transformers import AutoModelForCausalLM, RwkvConfig
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM, RwkvConfig
 
 import qcore
 from qcore import library
 from qcore.base.errors import InputError
+from qcore.models import config
+from qcore.models.foreign_folder import METHODS
 from tests.zoo import build
 
 
@@ -69,8 +71,14 @@ def test_fields_that_choose_code_are_stripped_and_named(folder):
 def test_quantized_checkpoints_are_refused_by_name(folder, method, nested):
     entry = {"quantization_config": {"quant_method": method, "bits": 4}}
     edit(folder / "config.json", lambda config: config | ({"text_config": entry} if nested else entry))
-    with pytest.raises(InputError, match=f"already quantized .{method}."):
+    with pytest.raises(InputError, match=f"already quantized .{method}.") as refused:
         library.resolve(folder)
+    assert "Start from the original model" in str(refused.value)
+    assert ("file:NAME measures it as it is" in str(refused.value)) == (method != "gguf")
+
+
+def test_the_forms_that_are_read_are_those_that_refusals_name():
+    assert {*config.READ_AS_STORED, *config.LOW_PRECISION} == set(METHODS)
 
 
 @pytest.mark.row("12")
@@ -162,6 +170,22 @@ def test_values_that_make_no_sense_are_one_sentence_or_harmless(folder, change):
         assert "\n" not in str(error)
     else:
         assert checkpoint.parameters == 107072
+
+
+def test_an_encoder_that_the_architecture_does_not_have(folder):
+    """The flag refused a model whose class has no encoder; generation would have looked for one."""
+    edit(folder / "config.json", lambda config: config | {"is_encoder_decoder": True})
+    loaded = library.load(library.resolve(folder))
+    assert not loaded.model.config.is_encoder_decoder
+    assert loaded.model.generate(torch.tensor([[1, 2]]), max_new_tokens=2).shape == (1, 4)
+
+
+def test_a_model_with_an_encoder_is_refused_by_its_class(tmp_path):
+    bart = CONFIG_MAPPING["bart"](vocab_size=258, d_model=32).to_dict()
+    assert bart["is_encoder_decoder"]
+    with pytest.raises(InputError, match="A bart model does not predict the next token"):
+        config.to_transformers(bart)
+    assert not config.to_transformers(bart | {"is_encoder_decoder": False}).is_encoder_decoder
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff", b'{"a": 1, "a": 2}'], ids=repr)
