@@ -7,6 +7,7 @@
     config.py       validation of config.json
     checkpoint.py   `Checkpoint`, a folder with validated headers and config
     classes.py      the class of transformers that a config stands for: a causal language model or a wrapper
+    shorter.py      a config with some of the layers only
     unread.py       towers, and stored tensors without a place in the model, as sentences
     assembly.py     models without weights, checked against the headers
     mapping.py      stored tensors as memory maps

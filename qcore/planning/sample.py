@@ -7,7 +7,6 @@ quantize random fp32 weights themselves. No file of the model is read.
 
 from __future__ import annotations
 
-import copy
 from typing import TYPE_CHECKING
 
 import torch
@@ -20,6 +19,7 @@ from qcore.formats.tensor import QuantizedTensor
 from qcore.layers.select import Target, select
 from qcore.layers.text_part import output_head, text_part
 from qcore.models.assembly import empty_model
+from qcore.models.shorter import with_layers
 from qcore.quantization.convert import install, quantize, run_whole_steps
 from qcore.recipes import Engine, Float, Recipe
 
@@ -32,23 +32,8 @@ _PATTERN = 1 << 20  # random numbers; larger tensors repeat them
 def shortened(config, depth: int):
     """Return a copy of a transformers `config` with only the last `depth` blocks of the text model, which
     represent most of a model."""
-    text = config.get_text_config()
-    layers = text.num_hidden_layers
-    if depth == layers:
-        return copy.deepcopy(config)
-    changed = copy.deepcopy(text.to_dict())
-    for key, value in changed.items():
-        if isinstance(value, list) and len(value) == layers:
-            changed[key] = value[-depth:]
-    changed |= {"num_hidden_layers": depth} | ({"n_layer": depth} if "n_layer" in changed else {})
-    if "first_k_dense_replace" in changed:
-        changed["first_k_dense_replace"] = 0
-    short = type(text).from_dict(changed)
-    if text is config:
-        return short
-    whole = copy.deepcopy(config)
-    setattr(whole, next(name for name in config.sub_configs if getattr(config, name) is text), short)
-    return whole
+    layers = config.get_text_config().num_hidden_layers
+    return with_layers(config, range(layers - depth, layers))
 
 
 def build(config, recipe: Recipe, seed: int = 0) -> PreTrainedModel:
@@ -57,6 +42,7 @@ def build(config, recipe: Recipe, seed: int = 0) -> PreTrainedModel:
     generator = torch.Generator().manual_seed(seed)
     model = empty_model(config)
     own = not isinstance(recipe.weights, Engine | Float)
+    recipe = recipe.with_modules(towers="keep")  # they do not run
     if own:
         _install_random(model, recipe, generator)
     _fill(model, generator)

@@ -19,6 +19,7 @@ saved folder loads wherever a model of that architecture does.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -30,6 +31,9 @@ from transformers.pytorch_utils import Conv1D
 from qcore.base.errors import InputError
 from qcore.base.progress import Progress
 from qcore.base.registry import unknown
+from qcore.layers.text_part import computing_type
+from qcore.models import shorter
+from qcore.models.assembly import empty_model
 from qcore.quantization.calibration.blocks import Blocks
 from qcore.quantization.calibration.inputs import Moments
 from qcore.quantization.calibration.states import State
@@ -41,7 +45,6 @@ if TYPE_CHECKING:
 METHODS = ("neurons", "heads", "layers")
 _MLPS = (("gate_proj", "up_proj", "down_proj"), ("c_fc", "c_proj"), ("fc1", "fc2"), ("up_proj", "down_proj"))
 _WIDTHS = ("intermediate_size", "n_inner", "ffn_dim")
-_DEPTHS = ("num_hidden_layers", "n_layer")
 
 
 @dataclass(frozen=True)
@@ -80,18 +83,14 @@ def cut(
 
 
 def with_layers(model: PreTrainedModel, kept: list[int]) -> PreTrainedModel:
-    """Return a model of the blocks `kept`, in this order, with everything else of `model`."""
+    """Return a model of the blocks `kept`, in this order, with everything else of `model`. Raise `InputError`
+    if its class cannot do without the others."""
     blocks = Blocks(model)
-    config = deepcopy(model.config)
-    text = config.get_text_config()
-    total = len(blocks)
-    for name, value in text.to_dict().items():
-        if name in _DEPTHS:
-            setattr(text, name, len(kept))
-        elif (
-            isinstance(value, list) and len(value) == total
-        ):  # one entry per layer, such as its kind of attention
-            setattr(text, name, [value[i] for i in kept])
+    try:
+        config = shorter.with_layers(model.config, kept)
+        own = empty_model(config, meta_buffers=True).state_dict()
+    except Exception as error:  # classes of configs and models may raise anything
+        raise InputError(f"{type(model).__name__} cannot do without the other layers: {error}.") from error
     places = {str(i): str(place) for place, i in enumerate(kept)}
     state = {}
     for name, tensor in model.state_dict().items():
@@ -101,7 +100,21 @@ def with_layers(model: PreTrainedModel, kept: list[int]) -> PreTrainedModel:
         number, _, rest = name.removeprefix(f"{blocks.name}.").partition(".")
         if number in places:
             state[f"{blocks.name}.{places[number]}.{rest}"] = tensor
+    for name in state.keys() & own.keys():
+        state[name] = _of_layers(state[name], own[name].shape, len(blocks), kept)
     return _build(model, config, state)
+
+
+def _of_layers(tensor: torch.Tensor, shape: Sequence[int], total: int, kept: list[int]) -> torch.Tensor:
+    """Return the part of the layers `kept` of a tensor outside the blocks that holds a part for each of the
+    `total` layers, such as Gemma 4's inputs per layer; `shape` is that of the part."""
+    for axis, (found, wanted) in enumerate(zip(tensor.shape, shape, strict=True)):
+        if found != wanted:
+            layers = tensor.unflatten(axis, (total, -1)).index_select(
+                axis, torch.tensor(kept).to(tensor.device)
+            )
+            tensor = layers.flatten(axis, axis + 1)
+    return tensor
 
 
 def layer_influence(model: PreTrainedModel, ids: torch.Tensor, progress: Progress) -> list[float]:
@@ -280,9 +293,7 @@ def _like(module: Any, weight: torch.Tensor) -> torch.Tensor:
 
 def _build(model: PreTrainedModel, config, state: dict[str, torch.Tensor]) -> PreTrainedModel:
     """Return a model like `model` with the given config and weights."""
-    from qcore.models.assembly import empty_model
-
-    smaller = empty_model(config, dtype=model.dtype)
+    smaller = empty_model(config, dtype=computing_type(model))
     smaller.load_state_dict({name: tensor.contiguous() for name, tensor in state.items()}, assign=True)
     smaller.tie_weights()
     smaller.generation_config = deepcopy(model.generation_config)
