@@ -117,6 +117,7 @@ def imatrix(
         str | None, typer.Option(help="UTF-8 calibration text (default: the packaged text)", metavar="FILE")
     ] = None,
     calibration_tokens: options.CalibrationTokens = RunSpec.calibration_tokens,
+    device: options.Device = "cpu",
 ) -> int:
     """Write the importance of the inputs of MODEL's weights as llama.cpp's importance matrix, for its own
     quantizer."""
@@ -129,6 +130,7 @@ def imatrix(
             out,
             revision=revision,
             calibration=CalibrationText(calibration, calibration_tokens),
+            device=device,
             progress=show,
         )
     words = f"{result.path}: the importance of the inputs of {result.weights} weights, over "

@@ -39,6 +39,7 @@ def sensitivity(
     budget: Budget = None,
     json: options.Json = None,
     revision: options.Revision = None,
+    device: options.Device = "cpu",
 ) -> int:
     """Rank the layers of MODEL by sensitivity in each format: the loss predicted from gradients and, if
     requested, the measured KL divergence.
@@ -60,6 +61,7 @@ def sensitivity(
         text=text,
         tokens=tokens,
         measure_tokens=measure,
+        device=device,
     )
     budgets = [_budget(each, request.candidates) for each in budget or ()]
     with Show() as show:

@@ -18,10 +18,12 @@ class SensitivityRequest(verb.Request, JobRequest):
 
     def check(self, progress: Progress) -> None:
         """Raise `InputError` for a method that does not round layers one by one, or a text that cannot be
-        read."""
+        read, and `UnavailableError` for a device that is not here."""
         from qcore.quantization.calibration.text import calibration_text
         from qcore.quantization.sensitivity.rounding import check_method
+        from qcore.verbs.checks import check_device
 
+        check_device(self.device)
         check_method(self.method)
         calibration_text(self.text)
 

@@ -97,7 +97,7 @@ def write(
         writer.add_uint32("imatrix.chunk_size", window)
         for name, value in sorted(matrix.values.items()):
             tokens = torch.tensor(counts[name], dtype=torch.float32).unsqueeze(1)
-            writer.add_tensor(name + _SUMS, (value * tokens).numpy())
+            writer.add_tensor(name + _SUMS, (value.cpu() * tokens).numpy())
             writer.add_tensor(name + _COUNTS, tokens.numpy())
         writer.write_header_to_file()
         writer.write_kv_data_to_file()

@@ -14,6 +14,7 @@ from qcore.models import Checkpoint, imatrix, meta_model
 from qcore.models.imatrix import ImportanceMatrix
 from qcore.quantization.calibration import load_calibration
 from qcore.quantization.calibration.importance import compute, named
+from qcore.verbs.checks import check_device
 from qcore.verbs.prepare import PACKAGED, CalibrationText, find_original, load
 
 
@@ -33,10 +34,13 @@ def run(
     *,
     revision: str | None = None,
     calibration: CalibrationText = PACKAGED,
+    device: str = "cpu",
     progress: Progress,
 ) -> Written:
-    """Compute the importance matrix of `model` and write it to `path`. Raise `InputError` for an unusable
-    model, text or path, or an architecture that GGUF does not know."""
+    """Compute the importance matrix of `model` on `device` and write it to `path`. Raise `InputError` for an
+    unusable model, text or path, or an architecture that GGUF does not know, and `UnavailableError` for a
+    device that is not here."""
+    check_device(device)
     path = expanded(path)
     if not path.parent.is_dir():
         raise InputError(f"{path} cannot be written: the folder {path.parent} does not exist.")
@@ -45,7 +49,7 @@ def run(
     checkpoint = find_original(model, revision, progress=progress)
     Names(meta_model(checkpoint).config)  # an architecture that GGUF does not know
     with heavy_turn(progress):
-        loaded = load(checkpoint, progress=progress)
+        loaded = load(checkpoint, device=device, progress=progress)
         text = load_calibration(calibration.source, loaded.tokenizer, tokens=calibration.tokens)
         values, counts = named(loaded.model, *compute(loaded.model, text, progress))
     count, window = text.ids.shape

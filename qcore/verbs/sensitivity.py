@@ -23,8 +23,8 @@ READ = 512  # tokens per window of the prediction
 @dataclass(frozen=True, kw_only=True)
 class Request:
     """`formats` are names such as "int4-g64"; `method` rounds to them. The prediction reads `tokens` of the
-    calibration text `text` (None: the packaged one); with `measure_tokens` above 0 the divergence of each
-    layer and format is measured over that many tokens.
+    calibration text `text` (None: the packaged one) on `device`; with `measure_tokens` above 0 the divergence
+    of each layer and format is measured over that many tokens.
 
     Raise `InputError` naming the unusable field.
     """
@@ -36,6 +36,7 @@ class Request:
     tokens: int = 2048
     measure_tokens: int = 0
     revision: str | None = None
+    device: str = "cpu"
 
     def __post_init__(self):
         object.__setattr__(self, "formats", tuple(dict.fromkeys(self.formats)))
@@ -60,7 +61,8 @@ def run(request: Request, progress: Progress) -> tuple[str, object]:
     """Return (key, `qcore.quantization.sensitivity.Sensitivities`) of the request, from the store where
     available. Wait for the machine's turn.
 
-    Raise `InputError` for an unusable model or text, or a method that does not round layers one by one.
+    Raise `InputError` for an unusable model or text, or a method that does not round layers one by one, and
+    `UnavailableError` for a device that is not here.
     """
     from qcore.layers.select import select
     from qcore.quantization.calibration import load_calibration
@@ -68,13 +70,15 @@ def run(request: Request, progress: Progress) -> tuple[str, object]:
     from qcore.quantization.sensitivity.choosing import find_or_predict
     from qcore.quantization.sensitivity.rounding import check_method
     from qcore.recipes import parse
+    from qcore.verbs.checks import check_device
     from qcore.verbs.prepare import find_original, load
 
+    check_device(request.device)
     check_method(request.method)
     calibration_text(request.text)
     checkpoint = find_original(request.model, request.revision, progress=progress)
     with heavy_turn(progress):
-        loaded = load(checkpoint, window=READ, progress=progress)
+        loaded = load(checkpoint, device=request.device, window=READ, progress=progress)
         calibration = load_calibration(request.text, loaded.tokenizer, tokens=max(2 * request.tokens, TOKENS))
         targets = list(select(loaded.model, parse("int4-g64")).targets)
         table, store = find_or_predict(

@@ -1,6 +1,8 @@
 """The verbs on a simulated accelerator (`tests/accelerator.py`), and the refusals where there is none."""
 
 import json
+import shutil
+from contextlib import nullcontext
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -13,10 +15,12 @@ from qcore.base.errors import InputError, TooLargeError, UnavailableError
 from qcore.cli.main import main
 from qcore.jobs import child, kinds
 from qcore.measurement.devices import out_of_memory
+from qcore.models import imatrix
 from qcore.planning import hindsight
 from qcore.recipes.spec import RunSpec
 from qcore.results.folder import RunFolder
-from qcore.verbs import bench, checks, compare, evaluate, generate
+from qcore.verbs import bench, checks, compare, evaluate, generate, prepare, sensitivity
+from qcore.verbs import imatrix as imatrix_verb
 from qcore.verbs import plan as plan_verb
 from qcore.verbs import quantize as quantize_verb
 from tests import tiny
@@ -140,6 +144,31 @@ def test_a_model_that_does_not_fit_on_the_device_is_one_sentence_of_arithmetic(m
     )
 
 
+def test_importance_and_sensitivities_on_the_device_are_those_of_the_cpu(model, texts, tmp_path, own_home):
+    matrices, tables = [], []
+    for device in ("cpu", "cuda"):
+        path, text = tmp_path / f"{device}.gguf", prepare.CalibrationText(texts[1], 64)
+        wanted = sensitivity.Request(
+            model=model,
+            formats=("int4-g32", "int8"),
+            text=texts[1],
+            tokens=64,
+            measure_tokens=64,
+            device=device,
+        )
+        with simulated() if device == "cuda" else nullcontext():
+            imatrix_verb.run(model, path, calibration=text, device=device, progress=quiet)
+            matrices.append(imatrix.read(path).values)
+            shutil.rmtree(own_home / "sensitivity", ignore_errors=True)
+            tables.append(sensitivity.run(wanted, quiet)[1])
+    for name, values in matrices[0].items():
+        torch.testing.assert_close(torch.as_tensor(matrices[1][name]), torch.as_tensor(values))
+    for here, there in zip(*(table.layers for table in tables), strict=True):
+        assert there.loss == pytest.approx(here.loss, rel=1e-3) and there.kl == pytest.approx(
+            here.kl, rel=1e-3
+        )
+
+
 @pytest.mark.skipif(torch.accelerator.is_available(), reason="this machine has an accelerator")
 def test_every_face_refuses_a_device_that_is_not_here(model, tmp_path, capsys):
     sentence = "The device 'cuda' is not available on this machine; use cpu."
@@ -160,6 +189,8 @@ def test_every_face_refuses_a_device_that_is_not_here(model, tmp_path, capsys):
         ["bench", model],
         ["generate", model, "--prompt", "a"],
         ["plan", model],
+        ["sensitivity", model],
+        ["imatrix", model, "--out", str(tmp_path / "imatrix.gguf")],
     ):
         assert main([*words, "--device", "cuda"]) == 2
         assert sentence in capsys.readouterr().err
