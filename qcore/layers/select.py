@@ -86,8 +86,8 @@ class Target:
 
 @dataclass(frozen=True)
 class Selection:
-    """`targets` in the model's order; `kept` maps every other parameter's name to the reason; `missed` are
-    the kept parameters that the recipe should have covered and cannot."""
+    """`targets` in the model's order, those in towers last; `kept` maps every other parameter's name to the
+    reason; `missed` are the kept parameters that the recipe should have covered and cannot."""
 
     targets: tuple[Target, ...]
     kept: dict[str, str]
@@ -111,6 +111,7 @@ def select(model: PreTrainedModel, recipe: Recipe, *, stored: Collection[str] = 
     targets whatever the rules: a saved model holds their codes. Raise `InputError` if a skip pattern matches
     no module that could be quantized."""
     targets: list[Target] = []
+    in_towers: list[Target] = []
     kept: dict[str, str] = {}
     missed: set[str] = set()
     used: set[str] = set()
@@ -123,8 +124,14 @@ def select(model: PreTrainedModel, recipe: Recipe, *, stored: Collection[str] = 
         for parameter_name, parameter in module.named_parameters(recurse=False):
             name = f"{module_name}.{parameter_name}"
             if tower := text.tower_of(name):
-                kept[name] = f"Kept: {tower} is not part of the text model."
-                used |= {pattern for pattern in recipe.modules.skip if matches(module_name, pattern)}
+                patterns = {pattern for pattern in recipe.modules.skip if matches(module_name, pattern)}
+                used |= patterns
+                is_linear = rules.of(module_name, module, parameter_name, parameter) == "linear"
+                if is_linear and recipe.modules.towers == "int8" and not patterns:
+                    made = Target(module_name, parameter_name, "linear", INT8, "rtn", recipe.activations)
+                    in_towers.append(made)
+                else:
+                    kept[name] = f"Kept: {tower} is not part of the text model."
                 continue
             kind = rules.of(module_name, module, parameter_name, parameter)
             kind = "linear" if module_name in stored and kind in ("gate", "router") else kind
@@ -167,9 +174,13 @@ def select(model: PreTrainedModel, recipe: Recipe, *, stored: Collection[str] = 
                 f"The skip pattern {pattern!r} matches no module of this model. Names look like "
                 f"{next((target.module for target in targets), 'model.layers.0.mlp.down_proj')!r}."
             )
+    if recipe.modules.towers != "keep" and not in_towers:
+        raise InputError(
+            f"{recipe.name} has no towers with linear layers to quantize here. Leave out -towers8."
+        )
     if kinds.isdisjoint(INNER):  # a recipe that reaches nothing but the head has not been applied
         missed |= unlike
-    return Selection(tuple(targets), kept, frozenset(missed))
+    return Selection((*targets, *in_towers), kept, frozenset(missed))
 
 
 def _choice(kind: str, modules: Modules, tied: bool) -> str:

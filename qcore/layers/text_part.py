@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, cast
 from torch import nn
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PreTrainedConfig, PreTrainedModel
 
 
@@ -69,6 +70,12 @@ def text_stack(model: PreTrainedModel) -> tuple[str, Any]:
         if any(isinstance(child, nn.ModuleList) for child in module.children()):
             return name, module
     return "", model
+
+
+def computing_type(model: PreTrainedModel) -> torch.dtype:
+    """Return the type that the text model of `model` computes in. Towers may have another."""
+    own = (each for each in text_stack(model)[1].parameters() if each.is_floating_point())
+    return next((each.dtype for each in own), model.dtype)
 
 
 def output_head(model: PreTrainedModel) -> Any:

@@ -107,7 +107,7 @@ class QcoreQuantizer(HfQuantizer):
                 compute_buffers(model, value)
             setattr(owner, name, value)
         self._away = []
-        self._reading.fill(model)
+        self._reading.fill(model, widen=True)
         self._reading = None
         cast("nn.Module", model).requires_grad_(False)
         if self._device is not None:

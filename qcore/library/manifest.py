@@ -27,6 +27,7 @@ from qcore.formats.kinds import from_dict as read_format
 from qcore.formats.mixture import Mixture
 from qcore.layers.inventory import inventory
 from qcore.layers.select import Target, select
+from qcore.layers.text_part import text_part
 from qcore.library.saving import MANIFEST
 from qcore.library.sparse import MASK, VALUES, SparseMatrix
 from qcore.models.checkpoint import SINGLE
@@ -275,15 +276,17 @@ def _check_matrices(manifest: Manifest, model: nn.Module, targets: tuple[Target,
 
 
 def _check_stored(
-    manifest: Manifest, model: nn.Module, quantized: set[str], stored: Mapping[str, TensorInfo]
+    manifest: Manifest, model: PreTrainedModel, quantized: set[str], stored: Mapping[str, TensorInfo]
 ) -> None:
     """Check that all tensors of the model, and no others, are stored with the right dtype and shape."""
     expected: dict[str, tuple[tuple[str, ...], tuple[int, ...]]] = {}  # name -> possible dtypes, shape
     optional: set[str] = set()
+    text = text_part(model)
     for name, tensor, shared in inventory(model):
         if name in quantized:
             continue
-        expected[name] = (_dtypes(manifest.recipe, tensor), tuple(tensor.shape))
+        narrow = isinstance(manifest.recipe.weights, Float) or text.tower_of(name) is not None
+        expected[name] = (_dtypes(tensor, narrow), tuple(tensor.shape))
         optional |= {name} if shared else set()
     for matrix in manifest.matrices.values():
         if matrix.like == matrix.module:
@@ -307,9 +310,10 @@ def _check_stored(
         raise damaged(f"the weight files have {extra[0]}, which has no place in the model")
 
 
-def _dtypes(recipe: Recipe, tensor: torch.Tensor) -> tuple[str, ...]:
+def _dtypes(tensor: torch.Tensor, narrow: bool) -> tuple[str, ...]:
+    """Return the types in which a file may hold `tensor`; with `narrow` also in 16 bits."""
     own = stored_name(tensor.dtype)
-    return _FLOATS if isinstance(recipe.weights, Float) and own in _FLOATS else (own,)
+    return _FLOATS if narrow and own in _FLOATS else (own,)
 
 
 def _sparse_parts(

@@ -38,7 +38,8 @@ from qcore.models.config import NEEDED, OURS, read_config, to_text, to_transform
 from qcore.models.config_limits import check_against
 from qcore.models.headers import TensorInfo, read_header
 from qcore.models.mapping import aligned, read_file
-from qcore.quantization.convert import DTYPES, install, quantize, run_whole_steps
+from qcore.quantization.convert import install, quantize, run_whole_steps
+from qcore.quantization.narrow import DTYPES
 from qcore.recipes import Engine, Float, Recipe
 from qcore.recipes.ledger import Ledger
 
@@ -188,16 +189,16 @@ class Reading:
         manifest.check(self.manifest, model, self.stored)
         return manifest.targets_of(self.manifest, model)
 
-    def fill(self, model: PreTrainedModel) -> None:
-        """Put the stored tensors into `model`, which `check` has accepted. Raise `InputError` as `load`
-        does."""
+    def fill(self, model: PreTrainedModel, *, widen: bool = False) -> None:
+        """Put the stored tensors into `model`, which `check` has accepted. Towers keep the 16 bits that they
+        may be stored in, unless they are to be used (`widen`). Raise `InputError` as `load` does."""
         about, tensors = self.manifest, self._tensors()
         for name, tensor in tensors.items():
             require_finite(name, tensor)
         if about.sparse:
             codeless = {name: _without_codes(matrix, tensors) for name, matrix in about.matrices.items()}
             tensors = grow(tensors, about.sparse, codeless)
-        _fill(model, tensors, about)
+        _fill(model, tensors, about, widen)
         if isinstance(about.recipe.weights, Float):
             quantize(model, about.recipe)
         else:
@@ -278,11 +279,11 @@ def _write_config(model: PreTrainedModel, recipe: Recipe, folder: Path, ours: bo
 # -- reading -------------------------------------------------------------------------------------------------
 
 
-def _fill(model: PreTrainedModel, tensors: dict[str, torch.Tensor], about: Manifest) -> None:
+def _fill(model: PreTrainedModel, tensors: dict[str, torch.Tensor], about: Manifest, widen: bool) -> None:
     """Put `tensors` into `model`: first the plain ones, then, after tying, the quantized ones."""
     parts = {f"{module}.{part}" for module in about.matrices for part in QuantizedTensor.PARTS}
     plain = {name: aligned(tensor) for name, tensor in tensors.items() if name not in parts}
-    if isinstance(about.recipe.weights, Float):
+    if widen or isinstance(about.recipe.weights, Float):
         plain = {
             name: tensor.to(torch.float32) if tensor.is_floating_point() else tensor
             for name, tensor in plain.items()

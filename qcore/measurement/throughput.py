@@ -27,6 +27,7 @@ from qcore.base.progress import Progress
 from qcore.base.quantile import quantile
 from qcore.formats.kv import KVFormat
 from qcore.layers.positions import positions
+from qcore.layers.text_part import computing_type
 from qcore.runtime import Context
 from qcore.runtime.calls import device_of
 
@@ -131,12 +132,11 @@ def measure(
     others_share = others.share()
     if progress:
         progress(warmup + repeats, warmup + repeats, "measured")
-    weight = next((p for p in model.parameters() if p.is_floating_point()), None)
     return Throughput.of(
         samples[warmup:],
         ids.shape[1],
         threads=torch.get_num_threads(),
-        dtype=str(model.dtype if weight is None else weight.dtype).removeprefix("torch."),
+        dtype=str(computing_type(model)).removeprefix("torch."),
         device=str(ids.device),
         cache_bytes=held,
         others_share=others_share,

@@ -20,7 +20,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from qcore.base.errors import InputError
-from qcore.base.transformers_internals import from_config, meta_stays_meta, quiet, without_weights
+from qcore.base.transformers_internals import (
+    StoredNames,
+    from_config,
+    meta_stays_meta,
+    quiet,
+    without_weights,
+)
 from qcore.models.checkpoint import Checkpoint
 from qcore.models.classes import model_class
 from qcore.models.config import to_transformers
@@ -96,10 +102,10 @@ def check_buffers(config: PretrainedConfig) -> None:
 
 def assemble(checkpoint: Checkpoint, tensors: dict[str, torch.Tensor], device: str) -> PreTrainedModel:
     """Return a new fp32 model on `device` with `tensors` (name in the files -> tensor), in evaluation mode,
-    without gradients.
+    without gradients. Towers of a wrapper keep the 16 bits of the files, because no text runs through them.
 
-    fp32 tensors on a CPU are used without a copy, so memory-mapped ones stay mapped. Raise `InputError` as
-    `meta_model` does.
+    Tensors that are not converted are used on a CPU without a copy, so memory-mapped ones stay mapped. Raise
+    `InputError` as `meta_model` does.
     """
     import torch
 
@@ -111,6 +117,7 @@ def assemble(checkpoint: Checkpoint, tensors: dict[str, torch.Tensor], device: s
     except Exception as error:  # model classes may raise anything for an invalid config, assertions included
         raise _no_match(checkpoint, error) from error
     _check(checkpoint, model, report)
+    _keep_towers(model, tensors)
     return model.eval().requires_grad_(False)
 
 
@@ -118,6 +125,22 @@ def _no_match(checkpoint: Checkpoint, error: Exception) -> InputError:
     """Return the error for a model class that rejects the config of `checkpoint`."""
     why = _odd_expert(checkpoint) or _why(error, checkpoint.config)
     return InputError(f"{checkpoint.name} does not match its config.json: {why}")
+
+
+def _keep_towers(model: PreTrainedModel, tensors: dict[str, torch.Tensor]) -> None:
+    """Put the tensors of towers that the files hold in 16 bits, in the model's layout, back into `model`."""
+    from qcore.layers.text_part import text_part
+
+    part = text_part(model)
+    if not part.towers:
+        return
+    names = StoredNames(model)
+    for stored, tensor in tensors.items():
+        place = names.place(stored) if tensor.is_floating_point() and tensor.itemsize == 2 else None
+        if place is not None and place[2] is None and part.tower_of(place[0]):
+            owner, _, last = place[0].rpartition(".")
+            own = getattr(model.get_submodule(owner), last)
+            own.data = tensor.to(own.device)
 
 
 @dataclass(frozen=True)

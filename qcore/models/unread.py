@@ -37,7 +37,8 @@ def _towers(model: PreTrainedModel) -> Iterable[str]:
     if part.towers:
         count = sum(each.numel() for name, each in model.named_parameters() if part.tower_of(name))
         are = "is" if len(part.towers) == 1 else "are"
-        yield f"Only its text model is quantized: {_listed(part.towers)} ({_weights(count)}) {are} kept."
+        kept = f"{_listed(part.towers)} ({_weights(count)}) {are} kept"
+        yield f"Only its text model is quantized: {kept}, unless a recipe has -towers8."
 
 
 def _without_place(checkpoint: Checkpoint, model: PreTrainedModel) -> Iterable[str]:

@@ -13,6 +13,7 @@ A name starts with the format; options follow in any order.
     …-a32 …-a16 …-a8                  how a weight-only kernel reads activations: exactly, in 16
                                       bits (the default) or in 8 bits
     …-head8                           output head and embedding in int8
+    …-towers8                         linear layers of a wrapper's towers in int8
     …-gptq …-hqq …                    how codes are chosen; each method declares its option (methods.py)
     rot-…                             the residual stream is rotated first, to spread outliers
     gguf-q4_k_m gguf-q3_k_l …         llama.cpp's mixtures of its types, head and embedding included
@@ -104,6 +105,7 @@ _PARTS = (
     Part("activations", "dynamic", lambda option: "activations also in 8 bits"),
     Part("activations", r"a(8|16|32)", lambda option: f"activations read in {option[1:]} bits by the kernel"),
     Part("modules", "head8", lambda option: "head and embedding in int8"),
+    Part("towers", "towers8", lambda option: "linear layers of towers in int8"),
 )
 
 
@@ -284,9 +286,9 @@ def _weights(found: Name) -> Format | Mixture | Budget:
 
 
 def _modules(found: Name, weights: Format | Mixture | Budget) -> Modules:
-    if found.get("modules"):
-        return Modules(head="int8", embeddings="int8")
-    return Modules(head="same", embeddings="same") if isinstance(weights, Mixture) else Modules()
+    head = "same" if isinstance(weights, Mixture) else "keep"
+    head = "int8" if found.get("modules") else head
+    return Modules(head=head, embeddings=head, towers="int8" if found.get("towers") else "keep")
 
 
 def _mixture(found: Name) -> Mixture:

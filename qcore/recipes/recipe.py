@@ -52,13 +52,15 @@ class Modules:
     """The modules that a recipe changes besides the linear layers inside the blocks.
 
     `head` and `embeddings` are "keep" (as loaded), "int8" (one scale per channel) or "same" (as the other
-    weights); a tied pair follows `head`. `skip` holds patterns of module names, matched on whole dotted
+    weights); a tied pair follows `head`. `towers`, the linear layers of a wrapper's encoders for images and
+    sounds, is "keep" or "int8". `skip` holds patterns of module names, matched on whole dotted
     segments, with `*` for any segment: "layers.0" skips block 0 and not block 10; "*.down_proj" or
     "down_proj" every down projection.
     """
 
     head: str = "keep"
     embeddings: str = "keep"
+    towers: str = "keep"
     skip: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -66,6 +68,8 @@ class Modules:
         for name in ("head", "embeddings"):
             if getattr(self, name) not in ("keep", "int8", "same"):
                 raise ValueError(f"{name} is {getattr(self, name)!r}, but it must be keep, int8 or same")
+        if self.towers not in ("keep", "int8"):
+            raise ValueError(f"towers is {self.towers!r}, but it must be keep or int8")
 
 
 @dataclass(frozen=True)
@@ -117,6 +121,8 @@ class Recipe:
         )
         record = {field.name: getattr(self, field.name) for field in fields(self)}
         record["modules"] = asdict(self.modules)
+        if self.modules.towers == "keep":  # as in records before there was a choice
+            del record["modules"]["towers"]
         record["weights"] = {"type": type(self.weights).__name__.lower()} | weights
         record["modules"]["skip"] = list(self.modules.skip)
         return record

@@ -25,6 +25,7 @@ def describe(loaded: Loaded, text: Text | None = None, threads: int | None = Non
     import torch
 
     import qcore
+    from qcore.layers.text_part import computing_type
     from qcore.measurement.environment import environment
 
     checkpoint = loaded.checkpoint
@@ -36,7 +37,7 @@ def describe(loaded: Loaded, text: Text | None = None, threads: int | None = Non
         "revision": checkpoint.revision,
         "digest": checkpoint.digest,
         "parameters": checkpoint.parameters,
-        "compute_dtype": str(loaded.model.dtype).removeprefix("torch."),
+        "compute_dtype": str(computing_type(loaded.model)).removeprefix("torch."),
         "threads": threads or torch.get_num_threads(),
         "environment": environment(),
     }

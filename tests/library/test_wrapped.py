@@ -17,7 +17,7 @@ from qcore.base.errors import InputError
 from qcore.evaluation import evaluate
 from qcore.formats.kv import KV_FORMATS
 from qcore.layers.select import select
-from qcore.layers.text_part import causal_model, output_head, text_part
+from qcore.layers.text_part import causal_model, computing_type, output_head, text_part
 from qcore.library import safetensors
 from qcore.models import meta_model
 from qcore.models.classes import model_class
@@ -123,6 +123,65 @@ def test_saved_the_wrapper_loads_with_the_same_logits(kind, folders, tmp_path):
         _load_elsewhere(tmp_path)
 
 
+@pytest.mark.parametrize("kind", ["gemma3", "qwen3_vl"])
+def test_towers_are_saved_in_the_type_of_their_source(kind, tmp_path):
+    """They were saved in float32: twice the bytes of the source, for the same values."""
+    folder = tmp_path / "source"
+    wrapped_models.model(kind).to(torch.bfloat16).save_pretrained(folder)
+    tiny.tokenizer().save_pretrained(folder)
+    checkpoint, recipe = library.resolve(folder), parse("int8")
+    loaded = library.load(checkpoint)
+    ledger = quantize(loaded.model, recipe)
+    saved = safetensors.save(loaded.model, loaded.tokenizer, recipe, ledger, tmp_path / "saved")
+    streaming.quantize(checkpoint, recipe, tmp_path / "streamed")
+    files = [load_file(each / "model.safetensors") for each in (saved, tmp_path / "streamed")]
+    assert files[0].keys() == files[1].keys()
+    assert all(torch.equal(tensor, files[1][name]) for name, tensor in files[0].items())
+    part, source = text_part(loaded.model), wrapped_models.model(kind).to(torch.bfloat16)
+    towers = {name for name, _ in source.named_parameters() if part.tower_of(name)}
+    assert towers and all(torch.equal(files[0][name], source.get_parameter(name)) for name in towers)
+    others = {tensor.dtype for name, tensor in files[0].items() if name not in towers}
+    assert torch.float32 in others and torch.bfloat16 not in others
+    assert fit.estimate(checkpoint, recipe).stored_bytes == ledger.stored_bytes
+    again = library.load(saved)
+    assert computing_type(again.model) == torch.float32
+    with torch.no_grad():
+        assert torch.equal(again.model(input_ids=IDS).logits, loaded.model(input_ids=IDS).logits)
+    theirs = getattr(transformers, wrapped_models.KINDS[kind][0]).from_pretrained(saved)
+    assert {each.dtype for each in theirs.parameters()} == {torch.float32}
+
+
+@torch.no_grad()
+def test_towers_are_quantized_on_request(folders, tmp_path):
+    checkpoint, recipe = library.resolve(folders["gemma3"]), parse("int4-g32-towers8")
+    loaded = library.load(checkpoint)
+    pixels = torch.randn(1, 3, 56, 56, generator=torch.Generator().manual_seed(0))
+    seen = loaded.model.model.vision_tower(pixels).last_hidden_state
+    ledger = quantize(loaded.model, recipe)
+    part = text_part(loaded.model)
+    towers = {row.name: row for row in ledger.rows if part.tower_of(row.name)}
+    assert {row.format for row in towers.values()} == {None, parse("int8").weights.label}
+    quantized = {name for name, row in towers.items() if row.format}
+    assert "model.vision_tower.encoder.layers.0.mlp.fc1.weight" in quantized
+    assert fit.estimate(checkpoint, recipe).stored_bytes == ledger.stored_bytes
+    saved = safetensors.save(loaded.model, loaded.tokenizer, recipe, ledger, tmp_path / "saved")
+    streaming.quantize(checkpoint, recipe, tmp_path / "streamed")
+    files = [load_file(each / "model.safetensors") for each in (saved, tmp_path / "streamed")]
+    assert files[0].keys() == files[1].keys()
+    assert all(torch.equal(tensor, files[1][name]) for name, tensor in files[0].items())
+    theirs = transformers.Gemma3ForConditionalGeneration.from_pretrained(saved)
+    made = theirs.model.vision_tower(pixels).last_hidden_state
+    assert torch.equal(made, loaded.model.model.vision_tower(pixels).last_hidden_state)
+    assert torch.nn.functional.cosine_similarity(made, seen, dim=-1).mean() > 0.99
+    left = select(library.load(checkpoint).model, recipe.with_modules(skip=("fc1",)))
+    assert quantized & left.kept.keys() == {name for name in quantized if "fc1" in name}
+
+
+def test_a_model_without_towers_cannot_have_them_quantized():
+    with pytest.raises(InputError, match="no towers with linear layers to quantize here. Leave out -towers8"):
+        select(tiny.model("llama"), parse("int8-towers8"))
+
+
 def _load_elsewhere(folder) -> None:
     """Compare the logits of the streamed model in a fresh process with those in `logits.safetensors`."""
     code = f"""
@@ -164,10 +223,10 @@ def test_the_plan_counts_the_towers_and_what_is_not_loaded(folders, tmp_path):
     save_file(tensors | extra, folder / "model.safetensors", {"format": "pt"})
     made = planning.plan(folder, ["int8"])
     towers = sum(tensor.numel() for name, tensor in tensors.items() if not _is_text(name))
+    kept = f"model.vision_tower and model.multi_modal_projector ({towers:,} weights) are kept, unless"
     assert made.description == (
-        f"A local folder. Only its text model is quantized: model.vision_tower and "
-        f"model.multi_modal_projector ({towers:,} weights) are kept. Not loaded, because "
-        "Gemma3ForConditionalGeneration has no place for it: mtp.fc.weight and 1 more (144 weights)."
+        f"A local folder. Only its text model is quantized: {kept} a recipe has -towers8. Not loaded, "
+        "because Gemma3ForConditionalGeneration has no place for it: mtp.fc.weight and 1 more (144 weights)."
     )
     # a tensor inside a module that the model has would change what the model computes
     save_file(tensors | {"language_model.model.more.weight": torch.ones(8)}, folder / "model.safetensors")
