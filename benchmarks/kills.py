@@ -340,11 +340,15 @@ def _timeless(value: Any) -> Any:
     """Return a record without its durations and moments; they come third in a point of a loss curve."""
     if isinstance(value, dict):
         return {
-            key: [[*point[:2], *point[3:]] for point in item] if key in CURVES else _timeless(item)
+            key: [[*point[:2], *point[3:]] for point in item] if _is_curve(key, item) else _timeless(item)
             for key, item in value.items()
             if "seconds" not in key
         }
     return [_timeless(item) for item in value] if isinstance(value, list) else value
+
+
+def _is_curve(key: str, item: Any) -> bool:
+    return key in CURVES and isinstance(item, list)
 
 
 def _figures(folder: Any) -> list[tuple]:
