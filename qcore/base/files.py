@@ -186,14 +186,19 @@ def new_folder(final: Path) -> Iterator[Path]:
 
 
 def publish(made: Path, final: Path) -> None:
-    """Flush the folder `made` to the disk and give it the place and name of `final` beside it, which is
-    removed after that.
+    """Flush the folder `made` to the disk and give it the place and name of `final` as `swap` does."""
+    settle(made)
+    swap(made, final)
+
+
+def swap(made: Path, final: Path) -> None:
+    """Give the folder `made`, which is on the disk, the place and name of `final` beside it, which is removed
+    after that.
 
     At every moment one complete folder is on the disk. On Linux the two exchange their names in one step.
     Where the file system cannot do that, `final` is first renamed to ".NAME.replaced-…". If the process is
     killed between the two renames, `restore` gives that folder its name back. Raise `OSError`.
     """
-    settle(made)
     try:
         if not final.exists():
             os.replace(made, final)
@@ -226,8 +231,8 @@ def tidy(final: Path) -> None:
 
 
 def restore(final: Path) -> bool:
-    """Give a folder its name back whose replacement by `publish` was cut short by a kill. Return whether
-    there was one."""
+    """Give a folder its name back whose replacement by `swap` was cut short by a kill. Return whether there
+    was one."""
     try:
         if os.path.exists(final):
             return False

@@ -16,7 +16,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from qcore.base.errors import InputError
-from qcore.base.files import publish, read_json, settle, tidy, write_json
+from qcore.base.files import read_json, settle, swap, tidy, write_json
 
 VERSION = 1  # increased whenever the same recipe writes different bytes
 _NOTE, _LOCK = "finished.json", ".lock"
@@ -77,10 +77,10 @@ class Journal:
     def publish(self) -> None:
         """Give the finished folder its final name, replacing an existing folder."""
         self._forget_halves()
-        settle(self.folder)  # takes seconds; after the note is removed, a kill would cost the finished shards
+        settle(self.folder)  # takes seconds; once the note is removed, a kill costs the finished shards
         (self.folder / _NOTE).unlink(missing_ok=True)
         (self.folder / _LOCK).unlink(missing_ok=True)
-        publish(self.folder, self.final)
+        swap(self.folder, self.final)
 
     def _forget_halves(self) -> None:
         """Remove the temporary files of shards, and of files beside them, whose writer was killed."""
