@@ -39,16 +39,24 @@ def marked(folder: Path = TESTS) -> dict[str, list[str]]:
         text = path.read_text(encoding="utf-8")
         if "mark.row(" not in text:
             continue
-        for node in ast.parse(text).body:
+        tree = ast.parse(text)
+        of_all = {number for node in tree.body if _marks_all(node) for number in _numbers(node)}
+        for node in tree.body:
             if isinstance(node, ast.FunctionDef) and node.name.startswith("test_"):
-                for number in sorted({number for each in node.decorator_list for number in _numbers(each)}):
+                own = {number for each in node.decorator_list for number in _numbers(each)}
+                for number in sorted(of_all | own):
                     found[number].append(f"{path.relative_to(folder).as_posix()}::{node.name}")
     return found
 
 
-def _numbers(decorator: ast.expr) -> set[str]:
-    """Return the rows of the marks in a decorator, those of its parameters included."""
-    calls = (node for node in ast.walk(decorator) if isinstance(node, ast.Call))
+def _marks_all(node: ast.stmt) -> bool:
+    """Return whether a statement marks all tests of its file."""
+    return isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "pytestmark"
+
+
+def _numbers(part: ast.AST) -> set[str]:
+    """Return the rows of the marks in a decorator, those of its parameters included, or in a statement."""
+    calls = (node for node in ast.walk(part) if isinstance(node, ast.Call))
     marks = (call for call in calls if ast.unparse(call.func) == "pytest.mark.row")
     return {ast.literal_eval(argument) for mark in marks for argument in mark.args}
 

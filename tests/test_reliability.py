@@ -31,12 +31,15 @@ def test_a_row_holds_if_every_test_of_it_ran_and_none_failed(tmp_path):
     assert reliability.result("4", [], found) == reliability.MISSING
 
 
-def test_marks_are_found_on_tests_and_on_single_parameters(tmp_path):
+def test_marks_are_found_on_files_tests_and_single_parameters(tmp_path):
     (tmp_path / "test_a.py").write_text(
         "import pytest\n"
         "@pytest.mark.row('1', '2')\ndef test_one(): pass\n"
         "@pytest.mark.parametrize('x', [1, pytest.param(2, marks=pytest.mark.row('3'))])\n"
         "def test_two(x): pass\n"
     )
-    one, two = "test_a.py::test_one", "test_a.py::test_two"
-    assert reliability.marked(tmp_path) == {"1": [one], "2": [one], "3": [two]}
+    (tmp_path / "test_b.py").write_text(
+        "import pytest\npytestmark = [pytest.mark.slow, pytest.mark.row('4', '1')]\ndef test_all(): pass\n"
+    )
+    one, two, every = "test_a.py::test_one", "test_a.py::test_two", "test_b.py::test_all"
+    assert reliability.marked(tmp_path) == {"1": [one, every], "2": [one], "3": [two], "4": [every]}
