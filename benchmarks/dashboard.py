@@ -1,7 +1,7 @@
 """`python -m benchmarks.dashboard [--root CHECKOUT] [--name NAME]`: what the dashboard's server costs.
 
     first paint     from a click in the menu until the title of the page stands, and until its script has
-                    ended, with 1,000 runs in the history; the median of three visits
+                    ended, with 1,000 runs in the history; the mean of two visits
     memory          resident bytes of the server after every page was visited, and of its worker process
     idle            processor time of the server while one tab is open and nothing runs
     followers       the same while one tab, and ten tabs, follow a run
@@ -53,7 +53,8 @@ BARS = {
     "ten_followers": 0.15,
     "first_paint_s": 0.7,
 }
-RUNS, VISITS, TABS, SECONDS = 1000, 3, 10, 30.0
+RUNS, VISITS, TABS, SECONDS = 1000, 2, 10, 20.0
+PAUSE = 1.5  # seconds in which the browser draws the charts of a page, before it is left
 CHROMIUM = os.environ.get("CHROMIUM", "/usr/bin/chromium")
 OWN = home()  # the cache folder with the default model and compiled kernels
 KERNELS = os.environ.get("QCORE_KERNELS", str(OWN / "kernels"))
@@ -131,7 +132,7 @@ def first_paints(page: Page, address: str) -> dict[str, tuple[float, float]]:
             settle(page)
             if visit:
                 times[name].append((titled, time.perf_counter() - began))
-            time.sleep(0.3)
+            time.sleep(PAUSE)
     medians = {name: tuple(map(statistics.median, zip(*found, strict=True))) for name, found in times.items()}
     return {name: (round(title, 3), round(whole, 3)) for name, (title, whole) in medians.items()}
 
