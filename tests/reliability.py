@@ -116,10 +116,14 @@ def _link(test: str) -> str:
 
 
 def main(arguments: list[str]) -> int:
-    """Write the page from a file of outcomes; return 1 unless every row holds."""
-    tests, found = marked(), outcomes(Path(arguments[0]))
-    results = {number: result(number, tests[number], found) for number in rows()}
-    PAGE.write_text(page(PAGE.read_text(encoding="utf-8"), tests, results), encoding="utf-8")
+    """Write the page, with the results in a file of outcomes if one is given; return 1 unless every row
+    holds."""
+    text, tests = PAGE.read_text(encoding="utf-8"), marked()
+    results = results_of(text)
+    if arguments:
+        found = outcomes(Path(arguments[0]))
+        results = {number: result(number, tests[number], found) for number in rows()}
+    PAGE.write_text(page(text, tests, results), encoding="utf-8")
     open_rows = [number for number, each in results.items() if not each.startswith(HOLDS)]
     for number in open_rows:
         print(f"row {number}: {results[number]}", *tests[number], sep="\n    ")

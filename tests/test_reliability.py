@@ -5,8 +5,18 @@ import json
 import reliability
 
 
-def test_every_mark_has_a_row():
-    assert set(reliability.marked()) <= set(reliability.rows())
+def test_every_row_has_a_test_and_every_mark_a_row():
+    tests = reliability.marked()
+    assert set(tests) <= set(reliability.rows()), "marks of rows that are not on the page"
+    assert [row for row in reliability.rows() if not tests.get(row)] == [], "rows without a test"
+
+
+def test_the_page_lists_the_tests_and_no_row_fails():
+    text = reliability.PAGE.read_text()
+    results = reliability.results_of(text)
+    right = reliability.page(text, reliability.marked(), results)
+    assert text == right, "run make reliability, or python tests/reliability.py for the lists alone"
+    assert reliability.FAILS not in results.values()
 
 
 def test_a_row_holds_if_every_test_of_it_ran_and_none_failed(tmp_path):
