@@ -270,6 +270,7 @@ def table(result: dict) -> str:
     ]
     every, errors, grown = found["reruns"]["all"], sum(found["errors"].values()), found["memory_growth"]
     memory = "" if grown is None else f" memory {grown:+.1%} after minute {SETTLED};"
+    goals = ", ".join(f"{name} {'holds' if held else 'MISSED'}" for name, held in found["holds"].items())
     words = (
         f"{how['visitors']} visitors for {how['minutes']:g} minutes, {how['thought_s'][0]:g} to "
         f"{how['thought_s'][1]:g} s of thought between two actions; {how['runs']} of them start and follow "
@@ -278,7 +279,9 @@ def table(result: dict) -> str:
         f"visitors and runs together. {marks.day(result)}, {where['cpu']}; "
         f"[{result['file']}](../benchmarks/results/{result['file']})."
     )
-    return "\n".join([*lines, "", words])
+    slow = sorted(found["pages"].items(), key=lambda each: -each[1]["p95_s"])[:3]
+    pages = ", ".join(f"{page} {seconds['p50_s']:.2f} s ({seconds['p95_s']:.1f} s)" for page, seconds in slow)
+    return "\n".join([*lines, "", words, "", f"Goals: {goals}. The slowest pages, median (p95): {pages}."])
 
 
 def main() -> int:
