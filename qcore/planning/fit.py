@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import os
 from typing import TYPE_CHECKING
+from weakref import WeakKeyDictionary
 
 from qcore.base.errors import InputError, TooLargeError
 from qcore.measurement.devices import free_bytes
@@ -40,6 +41,8 @@ FUSING, LEFT_BEHIND = 0.4, 0.45
 # a piece of a kept tensor that is widened, and the tensors that wait to be written, as measured
 STREAM_AROUND = 56_000_000
 SMALLER = ("int8", "int4-g64", "int3", "int2")
+KEPT = 256  # recipes per meta model whose bytes are kept
+_sizes: WeakKeyDictionary[PreTrainedModel, dict[Recipe, Stored]] = WeakKeyDictionary()
 
 
 def estimate(
@@ -63,7 +66,7 @@ def estimate(
     model = meta_model(checkpoint)
     config = model.config.get_text_config()
     weights = sum(parameter.numel() for parameter in model.parameters())  # tied ones once
-    size = _as_it_is(checkpoint) if checkpoint.is_quantized else stored(model, recipe)
+    size = _as_it_is(checkpoint) if checkpoint.is_quantized else _counted(model, recipe)
     fused = 0 if checkpoint.is_quantized else _fused_bytes(checkpoint, model)
     full, work = _while_loading(checkpoint, recipe, 4 * weights, fused, size)
     base = LIBRARIES + AROUND
@@ -100,6 +103,19 @@ def estimate(
     )
 
 
+def _counted(model: PreTrainedModel, recipe: Recipe) -> Stored:
+    """Return the stored bytes of a meta model, which nobody changes: they are counted once per recipe, not
+    once per context and cache format."""
+    known = _sizes.setdefault(model, {})
+    size = known.get(recipe)
+    if size is None:
+        size = stored(model, recipe)
+        if len(known) >= KEPT:
+            known.clear()
+        known[recipe] = size
+    return size
+
+
 def check_device_fits(
     checkpoint: Checkpoint,
     recipe: Recipe,
@@ -119,7 +135,7 @@ def check_device_fits(
     weights = sum(parameter.numel() for parameter in meta_model(checkpoint).parameters())
     loaded, largest, work = found.stored_bytes, 0, 0
     if not checkpoint.is_quantized:
-        size = stored(meta_model(checkpoint), recipe)
+        size = _counted(meta_model(checkpoint), recipe)
         loaded, largest = 4 * weights, size.largest
         work = _while_loading(checkpoint, recipe, loaded, 0, size)[1] if recipe.calibrated else largest
     running = found.stored_bytes + largest + found.kv_bytes + found.activation_bytes

@@ -9,6 +9,8 @@ from qcore.base.errors import InputError, TooLargeError
 from qcore.formats.codebook import Codebook
 from qcore.formats.uniform import Uniform
 from qcore.planning import fit as plan
+from qcore.planning.cache import FORMATS
+from qcore.planning.stored import stored
 from qcore.quantization import methods
 from qcore.quantization.convert import quantize
 from qcore.recipes import common, engines, parse
@@ -66,6 +68,19 @@ def test_bytes_of_a_format_are_those_of_its_tensor(shape, format):
     weight = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     method = "kmeans" if getattr(format, "kind", "") == "kmeans4" else "rtn"
     assert format.nbytes(*shape) == methods.quantize(weight, format, method).nbytes
+
+
+def test_bytes_are_counted_once_per_recipe(checkpoints, monkeypatch):
+    counted = []
+    monkeypatch.setattr(plan, "stored", lambda *about: counted.append(about) or stored(*about))
+    monkeypatch.setattr(plan, "_sizes", {})
+    found = [
+        plan.estimate(checkpoints["llama"], parse(name), tokens=tokens, kv=kv)
+        for tokens in (64, 128)
+        for kv in (FORMATS["fp32"], FORMATS["int8"])
+        for name in ("int8", "int4-g64", "nf4-g64")
+    ]
+    assert len(counted) == 3 and len({each.stored_bytes for each in found}) == 3
 
 
 def test_more_tokens_and_wider_windows_need_more(checkpoints):
