@@ -3,9 +3,9 @@ a CPU quota.
 
     python benchmarks/contention.py [--seconds 5] [--rounds 3] [--json FILE]
 
-A random model in the shape of SmolLM2-135M decodes in a process of its own, which the benchmark pins to cores
-or puts into a control group with a quota (that needs root, or a delegated group). "Reached" is its speed over
-that of one thread on a free core, times the processor time that it may have:
+A random model in the shape of SmolLM2-135M decodes in processes of its own, which the benchmark pins to
+cores and puts into a control group with a quota (that needs root, or a delegated group). "Reached" is its
+speed over that of one thread on a free core, times the processor time that it may have:
 
     reached = tokens per second / (allowed cores · tokens per second of one thread on one free core)
 
@@ -19,7 +19,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +28,7 @@ from statistics import median
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # so that it runs as a file, from anywhere
 
-from benchmarks import marks  # noqa: E402
+from benchmarks import marks, pipe  # noqa: E402
 from qcore.base.cgroups import ROOT as GROUPS  # noqa: E402
 from qcore.measurement.environment import environment  # noqa: E402
 
@@ -67,7 +67,7 @@ class Condition:
         """Return the condition as a phrase."""
         words = [f"{self.cores} core{'s' * (self.cores > 1)}"]
         words += [f"{self.busy} of them contended" if self.cores > 1 else "contended"] * bool(self.busy)
-        words += [f"a quota of {self.quota:g}"] * (self.quota is not None)
+        words += [f"a quota of {self.quota}"] * (self.quota is not None)
         return ", ".join(words)
 
 
@@ -98,12 +98,8 @@ def group_parent() -> Path | None:
 
 
 @contextmanager
-def group(quota: float | None) -> Iterator[Path | None]:
-    """Make a control group with a quota of `quota` cores; yield its folder, None without a quota."""
-    parent = group_parent()
-    if quota is None or parent is None:
-        yield None
-        return
+def group(parent: Path, quota: float) -> Iterator[Path]:
+    """Make a control group with a quota of `quota` cores below `parent`; yield its folder."""
     folder = parent / f"qcore-benchmark-{os.getpid()}"
     folder.mkdir()
     try:
@@ -117,67 +113,43 @@ def group(quota: float | None) -> Iterator[Path | None]:
         folder.rmdir()
 
 
-def measure(condition: Condition, seconds: float) -> dict[str, float]:
-    """Return "tok_s", "p50_ms", "p99_ms", "threads" and "used" (cores' worth of time) of one process."""
-    pinned = sorted(os.sched_getaffinity(0))[: condition.cores]
+def busy(core: int) -> subprocess.Popen:
+    """Start a process that keeps `core` busy."""
+    return subprocess.Popen(["taskset", "-c", str(core), sys.executable, "-c", BUSY])
+
+
+def measure(worker: pipe.Worker, condition: Condition, seconds: float) -> dict[str, float]:
+    """Return "tok_s", "p50_ms", "p99_ms", "threads" and "used" (cores' worth of time) of the process under
+    `condition`."""
+    home = group_parent()
     with ExitStack() as stack:
-        folder = stack.enter_context(group(condition.quota))
-
-        def enter() -> None:
-            os.sched_setaffinity(0, pinned)
-            if folder is not None:
-                (folder / "cgroup.procs").write_text(str(os.getpid()))
-
-        for core in pinned[: condition.busy]:
-            other = subprocess.Popen(["taskset", "-c", str(core), sys.executable, "-c", BUSY])
+        if condition.quota is not None and home is not None:
+            folder = stack.enter_context(group(home, condition.quota))
+            (folder / "cgroup.procs").write_text(str(worker.pid))
+            stack.callback((home / "cgroup.procs").write_text, str(worker.pid))
+        for core in sorted(os.sched_getaffinity(0))[: condition.busy]:
+            other = busy(core)
             stack.callback(other.wait)
             stack.callback(other.kill)
-        threads = str(condition.threads or 0)
-        command = [sys.executable, "-m", "benchmarks.contention", "--child", threads, str(seconds)]
-        clean = {name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "MKL_"))}
-        done = subprocess.run(
-            command, cwd=ROOT, env=clean, preexec_fn=enter, stdout=subprocess.PIPE, text=True, check=True
-        )
-    return json.loads(done.stdout.splitlines()[-1])
+        return worker.measure(json.dumps({"threads": condition.threads, "seconds": seconds}))[0]
 
 
-def child(threads: int, seconds: float) -> dict[str, float]:
-    """Decode for `seconds` with `threads` threads (0: the default) and return the figures of `measure`."""
-    import torch
-    from transformers import LlamaConfig
-
-    from qcore import recipes, runtime
-    from qcore.base.quantile import quantile
-    from qcore.planning import sample
-    from qcore.runtime import Context
-
-    if threads:
-        torch.set_num_threads(threads)
-    model = sample.build(LlamaConfig(**SHAPE), recipes.parse(RECIPE))
-    assert runtime.reason_against(model) is None, "the native step does not run"
-    taken: list[float] = []
-    with torch.no_grad():
-        ids = torch.arange(PROMPT)[None]
-        for warm in (True, False):
-            context = Context(model)
-            context.append(ids)
-            until, used = time.perf_counter() + (0.5 if warm else seconds), time.process_time()
-            began = time.perf_counter()
-            while (before := time.perf_counter()) < until:
-                if context.length > 500:  # the context stays short, so that the weights decide
-                    context = Context(model)
-                context.append(ids[:, :1])
-                taken.append(time.perf_counter() - before)
-            wall, used = time.perf_counter() - began, time.process_time() - used
-            count, ordered = len(taken), sorted(taken)
-            taken.clear()
-    return {
-        "tok_s": count / wall,
-        "p50_ms": 1000 * quantile(ordered, 0.5),
-        "p99_ms": 1000 * quantile(ordered, 0.99),
-        "threads": torch.get_num_threads(),
-        "used": used / wall,
-    }
+@contextmanager
+def workers(counts: Iterable[int]) -> Iterator[dict[int, pipe.Worker]]:
+    """Start a process for each number of cores, pinned to the first ones; yield them once all have
+    loaded."""
+    mine = os.sched_getaffinity(0)
+    with ExitStack() as stack:
+        found = {}
+        for count in counts:
+            os.sched_setaffinity(0, sorted(mine)[:count])  # inherited by the process and all of its threads
+            found[count] = stack.enter_context(
+                pipe.Worker(f"{count} cores", "contention", {"threads": count})
+            )
+            os.sched_setaffinity(0, mine)
+        for worker in found.values():
+            worker.ready()
+        yield found
 
 
 def run(seconds: float, rounds: int) -> dict:
@@ -187,10 +159,11 @@ def run(seconds: float, rounds: int) -> dict:
         print("No quotas: control groups cannot be made here.", file=sys.stderr)
     wanted = conditions(len(os.sched_getaffinity(0)), quotas)
     found: dict[Condition, list[dict]] = {each: [] for each in [FREE, *wanted]}
-    for number in range(rounds):
-        for condition, taken in found.items():
-            print(f"round {number + 1} of {rounds}: {condition}", file=sys.stderr, flush=True)
-            taken.append(measure(condition, seconds))
+    with workers(sorted({each.cores for each in found})) as running:
+        for number in range(rounds):
+            for condition, taken in found.items():
+                print(f"round {number + 1} of {rounds}: {condition}", file=sys.stderr, flush=True)
+                taken.append(measure(running[condition.cores], condition, seconds))
     middle = {
         each: {name: median(one[name] for one in taken) for name in taken[0]} for each, taken in found.items()
     }
@@ -233,9 +206,6 @@ def text(result: dict) -> str:
 
 def main() -> None:
     """Parse the options, measure, print a table and the JSON line."""
-    if sys.argv[1:2] == ["--child"]:
-        print(json.dumps(child(int(sys.argv[2]), float(sys.argv[3]))))
-        return
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seconds", type=float, default=5.0, help="of decoding per figure")
     parser.add_argument("--rounds", type=int, default=3, help="figures per condition")

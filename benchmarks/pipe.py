@@ -58,6 +58,11 @@ class Worker:
         self._process.stdout.close()
         self._log.close()
 
+    @property
+    def pid(self) -> int:
+        """The id of the process."""
+        return self._process.pid
+
     def ready(self) -> dict:
         """Wait until the process has loaded; return its description of itself."""
         return self._read()["about"]
