@@ -11,6 +11,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it ru
 from benchmarks import marks  # noqa: E402
 
 USED = "generate_"  # ratios measured through transformers' `generate`, the path that users take
+OTHERS = ("quality-", "streaming-", "gguf-", "zoo-")  # results of other benchmarks
 FILES = "gguf_"  # ratios of GGUF files
 OURS = "generate_int4_vs_fp32"  # their "ours" is the decode speed that all of these share
 
@@ -156,7 +157,7 @@ def documents() -> dict:
 
     Raise `FileNotFoundError` if there is no result for the README.
     """
-    saved = marks.results(lambda name: not name.startswith(("quality-", "streaming-", "gguf-", "zoo-")))
+    saved = marks.results(lambda name: "-threads-" in name and not name.startswith(OTHERS))
     shown = current(saved)
     newest = {_cpu(result): result for result in shown if OURS in _names(result)}
     if not newest:

@@ -1,7 +1,6 @@
 """The processor: its name, the instruction sets that affect kernel speed, and how much of it this process may
 use. Imports no heavy library."""
 
-import math
 import os
 import platform
 import sys
@@ -79,8 +78,9 @@ def capacity() -> float:
 
 
 def default_threads() -> int:
-    """Return the number of threads that fits `capacity`."""
-    return max(1, math.ceil(capacity()))
+    """Return the number of threads that fits `capacity`: its whole processors, at least 1. A thread on part
+    of a processor holds up the others (see docs/benchmarks.md)."""
+    return max(1, int(capacity()))
 
 
 def limit_threads() -> None:

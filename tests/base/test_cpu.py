@@ -27,7 +27,7 @@ def machine(monkeypatch):
 
 @pytest.mark.parametrize(
     ("cores", "quota", "threads"),
-    [(2, 0.5, 1), (2, 1.0, 1), (2, 1.5, 2), (64, 2.0, 2), (2, None, 2), (1, 4.0, 1), (2, 0.01, 1)],
+    [(2, 0.5, 1), (2, 1.0, 1), (2, 1.5, 1), (64, 2.0, 2), (2, None, 2), (1, 4.0, 1), (2, 0.01, 1)],
 )
 def test_threads_fit_affinity_and_quota(machine, cores, quota, threads):
     torch = machine(cores, quota, cores)
