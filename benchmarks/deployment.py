@@ -168,10 +168,12 @@ def table(result: dict) -> str:
         ("the first comparison: model, kernels and three recipes", found["comparison_s"]),
     )
     rates = [f"`{row['recipe']}` {row['decode_tok_s']:.1f}" for row in result["rows"] if row["decode_tok_s"]]
-    peak = f"{found['peak_bytes'] / 1e6:,.0f} MB, of which {found['peak_private_bytes'] / 1e6:,.0f} MB are"
+    peak, private = f"{found['peak_bytes'] / 1e6:,.0f} MB", found.get("peak_private_bytes")
+    if private is not None:  # earlier results do not tell
+        peak += f", of which {private / 1e6:,.0f} MB are not files"
     words = (
         f"Limits: {how['memory_bytes'] / 1e9:.1f} GB and {how['cores']:g} core. Memory of all processes "
-        f"together: {found['page_bytes'] / 1e6:.0f} MB once Home is shown, at most {peak} not files; "
+        f"together: {found['page_bytes'] / 1e6:.0f} MB once Home is shown, at most {peak}; "
         f"{result['kills']} processes ended by the limit. Decode in tokens per second: {', '.join(rates)}. "
         f"{marks.day(result)}, {where['cpu']}, Python {how['python']}, torch {how['torch']}; "
         f"[{result['file']}](../benchmarks/results/{result['file']})."
