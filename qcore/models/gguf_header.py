@@ -202,7 +202,7 @@ def _value(file: BinaryIO, kind: int, key: str, lengths: dict[str, int]) -> byte
 def _tensor(file: BinaryIO) -> Tensor:
     name = _string(file).decode()
     (dimensions,) = struct.unpack("<I", file.read(4))
-    if dimensions > _MOST_DIMENSIONS:
+    if not 0 < dimensions <= _MOST_DIMENSIONS:
         raise ValueError(f"a tensor of {dimensions} dimensions")
     shape = struct.unpack(f"<{dimensions}Q", file.read(8 * dimensions))
     kind, offset = struct.unpack("<IQ", file.read(12))

@@ -125,3 +125,13 @@ def test_texts_that_are_not_utf8_are_shown_all_the_same(tmp_path):
     path.write_bytes(gguf_model().replace(b"\5\0\0\0\0\0\0\0llama", b"\5\0\0\0\0\0\0\0ll\xd2ma", 1))
     gguf_header.check(path)
     assert gguf_header.read(path).architecture == "ll\ufffdma"
+
+
+def test_a_tensor_without_dimensions_is_refused(tmp_path):
+    """Found by `python -m tests.fuzz gguf`: the embedding had no number of rows, an error of Python."""
+    path = tmp_path / "model.gguf"
+    name = b"token_embd.weight"
+    path.write_bytes(gguf_model().replace(name + struct.pack("<I", 2), name + struct.pack("<I", 0), 1))
+    gguf_header.check(path)
+    with pytest.raises(InputError, match="a tensor of 0 dimensions"):
+        gguf_header.read(path)
