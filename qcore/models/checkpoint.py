@@ -8,6 +8,7 @@ from pathlib import Path
 
 from qcore.base.errors import InputError
 from qcore.base.files import expanded
+from qcore.base.home import is_public
 from qcore.models.config import is_ours, read_config
 from qcore.models.config_limits import check_against
 from qcore.models.headers import FLOATS, TensorInfo, is_file_name, read_header, read_json
@@ -35,7 +36,8 @@ class Checkpoint:
     `digest`: SHA-256 over the config, the headers, and three samples of 512 bytes of each tensor. It is equal
     for a copy of the folder and takes milliseconds. Training changes every tensor, so the digest
     distinguishes trained models; it does not prove that weights are equal, because an edit between the
-    samples goes unnoticed. Where that matters, `stamp` is used in addition.
+    samples goes unnoticed. Where that matters, `stamp` is used in addition. On a public server the folder
+    counts, too: it holds one commit of one repository.
     """
 
     name: str
@@ -122,13 +124,14 @@ def read_folder(
     if not ours and not quantized:
         check_against(config, tensors)
         _refuse_integers(tensors, name)
+    digest = sampled_digest(folder, config, tensors)
     if stripped:
         description += f" Ignored in its config.json: {', '.join(stripped)}."
     return Checkpoint(
         name,
         folder,
         revision,
-        sampled_digest(folder, config, tensors),
+        _public_digest(digest, folder) if is_public() else digest,
         config,
         tensors,
         ours,
@@ -240,6 +243,13 @@ def _refuse_integers(tensors: dict[str, TensorInfo], name: str) -> None:
                 f"{name} is already quantized: {tensor_name!r} is stored as {tensor.dtype}. Start from the "
                 "original model instead."
             )
+
+
+def _public_digest(digest: str, folder: Path) -> str:
+    """Return the digest of a model on a public server, where a digest is the key of what visitors share. An
+    edit between the samples, or another tokenizer, is another model there: nobody can upload a model that
+    takes the place of another one."""
+    return hashlib.sha256(f"{digest} {folder.absolute()}".encode()).hexdigest()
 
 
 def sampled_digest(folder: Path, config: dict, tensors: dict[str, TensorInfo]) -> str:

@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import time
+from pathlib import Path
 
 import pytest
 import tiny
@@ -14,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from qcore import library
 from qcore.base.errors import InputError
-from qcore.models.checkpoint import INDEX, SINGLE
+from qcore.models.checkpoint import INDEX, SINGLE, read_folder
 
 EXPERT = "model.layers.1.block_sparse_moe.experts.2.w1.weight"
 
@@ -69,6 +70,17 @@ def test_an_edit_between_the_samples_is_seen_by_the_stamp_alone(folder):
     after = library.resolve(folder)
     assert after.digest == before.digest, "if the digest sees it, the stamp is not needed"
     assert after.stamp != stamp and library.resolve(folder).stamp == after.stamp
+
+
+def test_on_a_public_server_no_copy_takes_the_place_of_a_model(originals, folder, monkeypatch):
+    """Visitors share what is kept by digest, and a copy may hold another tokenizer, or other weights between
+    the samples."""
+    monkeypatch.setenv("QCORE_PUBLIC", "1")
+    copy, original = (
+        read_folder(each, "them/model", "hub", "") for each in (folder, Path(originals["llama"]))
+    )
+    assert copy.digest != original.digest
+    assert copy.digest == read_folder(folder, "them/model", "hub", "").digest
 
 
 def test_a_stamp_of_files_that_are_gone(folder):
