@@ -13,10 +13,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from qcore.base.errors import InputError
+
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 HELD = "\ufffd"
+LONGEST_TOKEN = 2000  # characters; a tokenizer of a stranger may make megabytes of each token
 
 
 class TextStream:
@@ -55,4 +58,9 @@ class TextStream:
 
 def decode(tokenizer: PreTrainedTokenizerBase, tokens: list[int]) -> str:
     """Decode `tokens`, without special tokens and with spaces as generated."""
-    return str(tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False))
+    text = str(tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False))
+    if len(text) > LONGEST_TOKEN * len(tokens):
+        raise InputError(
+            f"The tokenizer makes more than {LONGEST_TOKEN:,} characters of a token, so no text is shown."
+        )
+    return text

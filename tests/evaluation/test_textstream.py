@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from qcore.base.errors import InputError
 from qcore.evaluation.textstream import TextStream, decode
 
 BYTES = tiny.tokenizer()
@@ -86,3 +87,14 @@ def test_a_long_text_is_decoded_in_short_pieces():
     counting = Counting()
     assert "".join(stream(counting, BYTES("long " * 100)["input_ids"])) == "long " * 100
     assert counting.longest <= 8
+
+
+def test_a_token_of_megabytes_is_refused():
+    """It would be kept, escaped and sent by a server that many share."""
+    inner = Tokenizer.from_str(BYTES.backend_tokenizer.to_str())
+    inner.decoder = decoders.Sequence([decoders.ByteLevel(), decoders.Replace("a", "b" * 5000)])
+    hostile = PreTrainedTokenizerFast(tokenizer_object=inner)
+    with pytest.raises(InputError, match="more than 2,000 characters"):
+        decode(hostile, inner.encode("ca").ids[-2:])
+    with pytest.raises(InputError, match="more than 2,000 characters"):
+        stream(hostile, inner.encode("a").ids[-1:])
