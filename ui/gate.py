@@ -11,10 +11,12 @@ import re
 from collections import Counter
 from http.cookies import CookieError, SimpleCookie
 
+from google.protobuf.message import DecodeError
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from streamlit import runtime
+from streamlit.proto.BackMsg_pb2 import BackMsg
 
 from qcore.base.home import is_public
 from qcore.jobs import public
@@ -25,6 +27,7 @@ CONNECTIONS = 200  # open web sockets
 FRAME = 100_000  # bytes around the file in a request
 UPLOAD = public.UPLOAD + FRAME
 SESSION_UPLOADS, ALL_UPLOADS = 4 * UPLOAD, 40 * UPLOAD  # bytes that Streamlit holds, per session and together
+MESSAGES = ("rerun_script", "stop_script", "app_heartbeat", "file_urls_request", "backend_operation_request")
 CLOSED = ("/_stcore/metrics", "/_stcore/agent", "/_stcore/script-health-check")
 HEADERS = {
     # Streamlit's page has an inline script and inline styles; Plotly draws with data: images
@@ -64,7 +67,7 @@ class Gate:
                 return await send({"type": "websocket.close", "code": 1008, "reason": refusal[1][:100]})
             self._open += 1
             try:
-                return await self.app(scope, receive, send)
+                return await self.app(scope, _of_this_session(receive) if is_public() else receive, send)
             finally:
                 self._open -= 1
 
@@ -75,7 +78,8 @@ class Gate:
                 added = MutableHeaders(scope=message)
                 for name, value in HEADERS.items():
                     added[name] = value
-                if cookie is not None:
+                kept = "public" in added.get("Cache-Control", "")  # by a proxy, which serves it to others
+                if cookie is not None and not kept:
                     added.append("Set-Cookie", cookie)
             await send(message)
 
@@ -117,6 +121,26 @@ class Gate:
             return 429, "Too many uploads. Reload the page, and try again later.\n"
         self._uploads[session] += int(length)
         return None
+
+
+def _of_this_session(receive: Receive) -> Receive:
+    """Return `receive` of a web socket without the messages that reach beyond the sender's session. One of
+    Streamlit's clears the caches of all sessions, and so ends the worker process that all visitors share."""
+
+    async def received() -> Message:
+        while True:
+            message = await receive()
+            if message["type"] != "websocket.receive" or _is_harmless(message.get("bytes") or b""):
+                return message
+
+    return received
+
+
+def _is_harmless(data: bytes) -> bool:
+    try:
+        return BackMsg.FromString(data).WhichOneof("type") in MESSAGES
+    except DecodeError:
+        return True  # Streamlit closes the connection
 
 
 def has_cookie(headers: Headers) -> bool:

@@ -5,6 +5,7 @@ from http.cookies import SimpleCookie
 from types import SimpleNamespace
 
 import pytest
+from streamlit.proto.BackMsg_pb2 import BackMsg
 
 from ui import gate
 from ui.visitor import COOKIE, is_secret
@@ -195,3 +196,40 @@ def test_connections_are_bounded(public, monkeypatch, limit, closed):
 
     asyncio.run(run())
     assert bool(sent) is closed
+
+
+@pytest.mark.parametrize("mode", ["public", "private"])
+def test_no_message_reaches_beyond_its_session(mode, request):
+    """`clear_cache` ends the worker process of all visitors."""
+    request.getfixturevalue(mode)
+    kinds = ["clear_cache", "rerun_script", "load_git_info", "set_run_on_save", "app_heartbeat"]
+    sent = [BackMsg(**{kind: {} if kind == "rerun_script" else True}) for kind in kinds]
+    frames = [each.SerializeToString() for each in sent] + [b"\xff"]
+    waiting = [
+        {"type": "websocket.connect"},
+        *({"type": "websocket.receive", "bytes": each} for each in frames),
+    ]
+    waiting.append({"type": "websocket.disconnect"})
+    arrived = []
+
+    async def receive():
+        return waiting.pop(0)
+
+    async def server(scope, receive, send):
+        while (message := await receive())["type"] != "websocket.disconnect":
+            arrived.append(message.get("bytes"))
+
+    scope = {"type": "websocket", "path": "/_stcore/stream", "headers": [(b"host", b"localhost")]}
+    asyncio.run(gate.Gate(server, declared=True)(scope, receive, None))
+    passed = frames if mode == "private" else [frames[1], frames[4], frames[5]]
+    assert arrived == [None, *passed]
+
+
+def test_what_a_proxy_may_keep_bears_no_cookie(public):
+    async def asset(scope, receive, send):
+        headers = [(b"cache-control", b"public, immutable, max-age=31536000")]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": b""})
+
+    assert "set-cookie" not in dict(asked("/static/js/index.js", to=gate.Gate(asset))[1])
+    assert "set-cookie" in dict(asked()[1])
