@@ -12,6 +12,7 @@ from opened import calm, open_page, plots, words
 from qcore.base.errors import InputError
 from qcore.jobs import jobs
 from qcore.results.store import Store
+from ui.forms import recipes
 
 pytestmark = pytest.mark.usefixtures("home")
 
@@ -377,3 +378,11 @@ def test_uploads_are_kept_once_and_checked(home, monkeypatch):
     monkeypatch.setenv("QCORE_PUBLIC", "1")
     with pytest.raises(InputError, match="limited to 5 MB"):
         text.keep_upload("x.txt", b"a" * 6_000_000)
+
+
+@pytest.mark.parametrize("skip", [("x",) * 200_000, ("x" * 10_000,)], ids=["many", "long"])
+def test_public_mode_caps_patterns_to_skip(monkeypatch, skip):
+    """Matching 200,000 of them takes the worker that all visitors share for hours."""
+    monkeypatch.setenv("QCORE_PUBLIC", "1")
+    with pytest.raises(InputError, match="allows 100 patterns of 300 characters"):
+        recipes.build(["int8"], skip, "keep")

@@ -5,7 +5,8 @@ from collections.abc import Iterable
 import streamlit as st
 
 from qcore import recipes
-from qcore.base.errors import QcoreError
+from qcore.base.errors import InputError, QcoreError
+from qcore.base.home import is_public
 from qcore.formats.kv import KV_FORMATS, NONE
 from qcore.jobs import answers
 from qcore.recipes import Engine, Recipe
@@ -16,6 +17,7 @@ from ui.glossary import explain
 from ui.redaction import redacted
 from ui.text import shielded
 
+PUBLIC_SKIPS, LONGEST_SKIP = 100, 300
 START = ("fp32", "int8", "int4-g64")
 PRESETS = {
     "First look": START,
@@ -197,7 +199,12 @@ def split(text: str) -> list[str]:
 
 
 def build(names: list[str], skip: tuple[str, ...], head: str) -> list[Recipe]:
-    """Return recipes from names and the advanced settings. Raise `InputError` for an unknown name."""
+    """Return recipes from names and the advanced settings. Raise `InputError` for an unknown name, and for
+    more patterns to skip than a public server matches."""
+    if is_public() and (len(skip) > PUBLIC_SKIPS or any(len(each) > LONGEST_SKIP for each in skip)):
+        raise InputError(
+            f"This server allows {PUBLIC_SKIPS} patterns of {LONGEST_SKIP} characters for modules to skip."
+        )
     built = []
     for name in names:
         recipe = recipes.parse_row(name)
