@@ -23,7 +23,7 @@ from qcore.jobs import public
 from ui.exposure import PUBLIC, is_loopback
 from ui.visitor import COOKIE, DAYS, is_secret, new_secret
 
-CONNECTIONS = 200  # open web sockets
+CONNECTIONS = 100  # open web sockets; each may hold a message of `server.maxMessageSize`
 FRAME = 100_000  # bytes around the file in a request
 UPLOAD = public.UPLOAD + FRAME
 SESSION_UPLOADS, ALL_UPLOADS = 4 * UPLOAD, 40 * UPLOAD  # bytes that Streamlit holds, per session and together
@@ -78,8 +78,9 @@ class Gate:
                 added = MutableHeaders(scope=message)
                 for name, value in HEADERS.items():
                     added[name] = value
-                kept = "public" in added.get("Cache-Control", "")  # by a proxy, which serves it to others
-                if cookie is not None and not kept:
+                if cookie is not None and added.get("Content-Type", "").startswith("text/html"):
+                    # Files are kept by proxies, which would give one visitor's cookie to all others.
+                    added["Cache-Control"] = "no-store"
                     added.append("Set-Cookie", cookie)
             await send(message)
 

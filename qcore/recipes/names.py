@@ -36,6 +36,7 @@ from dataclasses import dataclass
 
 from qcore.base.errors import InputError
 from qcore.base.files import expanded
+from qcore.base.home import is_public
 from qcore.base.registry import unknown
 from qcore.formats import budget, kinds, mixture
 from qcore.formats.budget import Budget
@@ -227,7 +228,8 @@ def parse_row(name: str) -> Recipe:
     if prefix is None:
         return parse(name)
     folder = name.removeprefix(prefix)
-    last = folder and expanded(folder).absolute().name
+    # Whether a public server takes the name is checked later; until then nothing of its disk is looked up.
+    last = folder.rpartition("/")[2] if is_public() else folder and expanded(folder).absolute().name
     if not last and prefix == SAVED:
         raise InputError(
             f"{name!r} does not name a folder. Write {SAVED} and the folder that quantize, qat, prune, "
