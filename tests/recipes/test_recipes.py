@@ -7,7 +7,7 @@ import pytest
 from qcore.base.errors import InputError
 from qcore.formats.codebook import Codebook
 from qcore.formats.uniform import Uniform
-from qcore.recipes import Recipe, describe, names, parse
+from qcore.recipes import Recipe, describe, names, parse, parse_row
 
 
 @pytest.mark.parametrize("name", names())
@@ -96,3 +96,11 @@ print("torch" in sys.modules)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     sentence, heavy = done.stdout.splitlines()
     assert "int5-banana" in sentence and heavy == "False"
+
+
+@pytest.mark.row("49")
+@pytest.mark.parametrize("name", ["saved:~", "saved:.", "saved:~root", "saved:~nobody-here", "file:~/x"])
+def test_a_public_server_looks_no_folder_up_to_name_a_recipe(name, monkeypatch):
+    monkeypatch.setenv("QCORE_PUBLIC", "1")
+    kind, _, folder = name.partition(":")
+    assert parse_row(name).name == f"{kind}:{folder.rpartition('/')[2]}"
