@@ -28,6 +28,7 @@ FRAME = 100_000  # bytes around the file in a request
 UPLOAD = public.UPLOAD + FRAME
 SESSION_UPLOADS, ALL_UPLOADS = 4 * UPLOAD, 40 * UPLOAD  # bytes that Streamlit holds, per session and together
 MESSAGES = ("rerun_script", "stop_script", "app_heartbeat", "file_urls_request", "backend_operation_request")
+FILES = 100  # addresses that a message asks for; Streamlit makes them while all others wait
 CLOSED = ("/_stcore/metrics", "/_stcore/agent", "/_stcore/script-health-check")
 HEADERS = {
     # Streamlit's page has an inline script and inline styles; Plotly draws with data: images
@@ -126,7 +127,8 @@ class Gate:
 
 def _of_this_session(receive: Receive) -> Receive:
     """Return `receive` of a web socket without the messages that reach beyond the sender's session. One of
-    Streamlit's clears the caches of all sessions, and so ends the worker process that all visitors share."""
+    Streamlit's clears the caches of all sessions, and so ends the worker process that all visitors share;
+    another one may ask for a million addresses of uploads."""
 
     async def received() -> Message:
         while True:
@@ -139,9 +141,10 @@ def _of_this_session(receive: Receive) -> Receive:
 
 def _is_harmless(data: bytes) -> bool:
     try:
-        return BackMsg.FromString(data).WhichOneof("type") in MESSAGES
+        message = BackMsg.FromString(data)
     except DecodeError:
         return True  # Streamlit closes the connection
+    return message.WhichOneof("type") in MESSAGES and len(message.file_urls_request.file_names) <= FILES
 
 
 def has_cookie(headers: Headers) -> bool:

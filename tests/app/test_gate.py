@@ -202,11 +202,15 @@ def test_connections_are_bounded(public, monkeypatch, limit, closed):
 @pytest.mark.row("48")
 @pytest.mark.parametrize("mode", ["public", "private"])
 def test_no_message_reaches_beyond_its_session(mode, request):
-    """`clear_cache` ends the worker process of all visitors."""
+    """`clear_cache` ends the worker process of all visitors, and all wait while addresses are made."""
     request.getfixturevalue(mode)
     kinds = ["clear_cache", "rerun_script", "load_git_info", "set_run_on_save", "app_heartbeat"]
     sent = [BackMsg(**{kind: {} if kind == "rerun_script" else True}) for kind in kinds]
     frames = [each.SerializeToString() for each in sent] + [b"\xff"]
+    for files in (1, 1000):
+        asking = BackMsg()
+        asking.file_urls_request.file_names.extend(["a"] * files)
+        frames.append(asking.SerializeToString())
     waiting = [
         {"type": "websocket.connect"},
         *({"type": "websocket.receive", "bytes": each} for each in frames),
@@ -223,7 +227,7 @@ def test_no_message_reaches_beyond_its_session(mode, request):
 
     scope = {"type": "websocket", "path": "/_stcore/stream", "headers": [(b"host", b"localhost")]}
     asyncio.run(gate.Gate(server, declared=True)(scope, receive, None))
-    passed = frames if mode == "private" else [frames[1], frames[4], frames[5]]
+    passed = frames if mode == "private" else [frames[1], *frames[4:7]]
     assert arrived == [None, *passed]
 
 
