@@ -21,6 +21,7 @@ import contextlib
 import json
 import os
 import queue
+import signal
 import subprocess
 import sys
 import tempfile
@@ -43,6 +44,7 @@ CLOSE_SECONDS = 2.0
 RETIRED = 75  # the exit code of a process that was idle
 OVERTIME = 76  # that of one whose request took longer than a public server allows
 LONGEST_SECONDS = 900.0  # of a request there: a hostile tokenizer or template may never come to an end
+STALLED_SECONDS = 180  # for which native code may keep every other thread there from running
 COMMAND = [sys.executable, "-m", "qcore.jobs.resident_worker"]
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -343,6 +345,11 @@ class _Child:
             return (
                 f"A request took longer than {LONGEST_SECONDS / 60:.0f} minutes, the most that this server "
                 "allows, so its process was ended. Try again, or choose another model."
+            )
+        if code == -signal.SIGALRM:
+            return (
+                f"A model kept the worker process from answering for {STALLED_SECONDS} seconds, so it was "
+                "ended. Try again, or choose another model."
             )
         if code is not None and code < 0:
             cause = (

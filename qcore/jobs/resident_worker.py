@@ -16,6 +16,7 @@ import json
 import logging
 import os
 import queue
+import signal
 import sys
 import threading
 import time
@@ -32,7 +33,7 @@ from qcore.base.progress import Progress
 from qcore.base.quiet import silence
 from qcore.jobs import wire
 from qcore.jobs.answers import ANSWERS
-from qcore.jobs.resident import LONGEST_SECONDS, OVERTIME, RETIRED
+from qcore.jobs.resident import LONGEST_SECONDS, OVERTIME, RETIRED, STALLED_SECONDS
 from qcore.measurement.devices import out_of_memory
 from qcore.measurement.memory import give_back
 from qcore.recipes import Recipe
@@ -128,9 +129,14 @@ class Worker:
             self._began.pop(request["id"], None)
         return "end", {}
 
-    def watch(self, seconds: float, end: Callable[[int], None] = os._exit) -> None:
-        """End this process when a request takes longer than `seconds`."""
+    def watch(
+        self, seconds: float, end: Callable[[int], None] = os._exit, *, stalled: int | None = None
+    ) -> None:
+        """End this process when a request takes longer than `seconds`, and when no other thread has run for
+        `stalled` seconds: tokenizers decode with Python's lock held, and only the system can end that."""
         while True:
+            if stalled is not None:
+                signal.alarm(stalled)
             time.sleep(min(5.0, seconds / 4))
             if any(time.monotonic() - began > seconds for began in list(self._began.values())):
                 return end(OVERTIME)
@@ -309,7 +315,8 @@ def main(arguments: list[str]) -> None:
         torch.set_num_threads(threads)
     worker = Worker(channel, idle_seconds)
     if is_public():
-        threading.Thread(target=worker.watch, args=(LONGEST_SECONDS,), name="watch", daemon=True).start()
+        limits = {"seconds": LONGEST_SECONDS, "stalled": STALLED_SECONDS}
+        threading.Thread(target=worker.watch, kwargs=limits, name="watch", daemon=True).start()
     lifeline(worker.take)
     worker.serve()
     channel.close()

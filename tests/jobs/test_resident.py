@@ -5,6 +5,7 @@ import gc
 import io
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -440,3 +441,18 @@ def test_another_model_is_asked_for_while_one_writes(folder, tmp_path):
         assert [event.kind for event in second][-1] == "done"
         client.model = str(folder)
         assert list(client.generate("Hi", 1))[-1].kind == "done"
+
+
+def test_a_process_whose_lock_is_never_let_go_is_ended_by_the_system():
+    """A decoder of a stranger's tokenizer may take hours, with Python's lock held: no thread can end it."""
+    program = (
+        "import ctypes, io, threading, time\n"
+        "from qcore.jobs.resident_worker import Worker\n"
+        "watch = Worker(io.StringIO(), 60.0).watch\n"
+        "threading.Thread(target=watch, args=(0.4,), kwargs={'stalled': 1}, daemon=True).start()\n"
+        "time.sleep(1.5)\n"  # the alarm is put off again and again
+        "print('alive', flush=True)\n"
+        "ctypes.PyDLL(None).sleep(100)\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=PATIENCE)
+    assert (ended.returncode, ended.stdout) == (-signal.SIGALRM, "alive\n")
