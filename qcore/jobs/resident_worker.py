@@ -43,6 +43,8 @@ if TYPE_CHECKING:
 
 PROGRESS_SECONDS = 0.1
 CALLS = 4  # calls answered at the same time
+FETCHES = 16  # calls that mostly wait for the hub, beside them: four slow downloads must not stop all pages
+FETCHING = ("resolve", "outline")
 POSITIONS = 2048  # tokens of prompt and answer that the memory estimate allows for
 
 
@@ -62,6 +64,7 @@ class Worker:
         self._writing = threading.Lock()
         self._cache = ModelCache()
         self._calls = ThreadPoolExecutor(CALLS, thread_name_prefix="call")
+        self._fetches = ThreadPoolExecutor(FETCHES, thread_name_prefix="fetch")
         self._open = 0  # calls that have not been answered
         self._counting = threading.Lock()
         self._began: dict[int, float] = {}  # requests that are being answered, by number
@@ -75,7 +78,7 @@ class Worker:
             return
         if request["op"] == "call":
             self._count(1)
-            self._calls.submit(self._reply, request)
+            (self._fetches if request["name"] in FETCHING else self._calls).submit(self._reply, request)
             return
         if self._busy.locked() or not self._requests.empty():
             self._emit(request["id"], "queued")

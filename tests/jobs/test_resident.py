@@ -281,6 +281,20 @@ def test_a_request_without_end_ends_the_process_of_a_public_server(monkeypatch):
     assert ended == [resident_module.OVERTIME]
 
 
+def test_downloads_do_not_keep_other_calls_waiting(monkeypatch):
+    end, channel = threading.Event(), io.StringIO()
+    for name in ("resolve", "outline"):
+        monkeypatch.setitem(answers.ANSWERS, name, lambda: end.wait(PATIENCE))
+    monkeypatch.setitem(answers.ANSWERS, "engines_here", lambda: "answered")
+    worker = Worker(channel, idle_seconds=PATIENCE)
+    for number, name in enumerate(["resolve", "outline"] * 3 + ["engines_here"]):
+        call = {"op": "call", "id": number, "name": name, "arguments": wire.pack(((), {}))}
+        worker.take(json.dumps(call))
+    until(lambda: channel.getvalue().count("\n") == 2)
+    end.set()
+    assert [json.loads(line)["id"] for line in channel.getvalue().splitlines()[:2]] == [6, 6]
+
+
 def test_a_short_request_does_not():
     ended: list[int] = []
     worker = Worker(io.StringIO(), idle_seconds=PATIENCE)
