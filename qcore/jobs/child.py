@@ -16,13 +16,16 @@ from pathlib import Path
 
 from qcore.base import logs, turn
 from qcore.base.errors import QcoreError
+from qcore.base.home import is_public
 from qcore.base.process import lifeline
 from qcore.base.quiet import silence
 from qcore.jobs.estimate import PHASES
 from qcore.measurement.devices import out_of_memory
+from qcore.measurement.memory import watch_memory
 from qcore.results.folder import RunFolder
 
 EVENT_SECONDS = 0.1  # between two events of the same phase
+TOO_MUCH = "It was ended while {}, because it took nearly all memory of this server. Choose a smaller model."
 _log = logging.getLogger("qcore.jobs.child")
 
 
@@ -40,6 +43,8 @@ def run(path: str, task: str, channel: int) -> int:
     silence()
     logs.configure("info")
     emit = Emitter(channel)
+    if is_public():
+        watch_memory(lambda: os._exit(emit.error("RunError", TOO_MUCH.format(emit.words))))
     try:
         from qcore.jobs.kind import Context
         from qcore.jobs.kinds import kind_of

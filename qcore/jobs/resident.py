@@ -43,6 +43,7 @@ IDLE_SECONDS = 300.0
 CLOSE_SECONDS = 2.0
 RETIRED = 75  # the exit code of a process that was idle
 OVERTIME = 76  # that of one whose request took longer than a public server allows
+OVERSIZE = 77  # that of one that had taken nearly all memory there
 LONGEST_SECONDS = 900.0  # of a request there: a hostile tokenizer or template may never come to an end
 STALLED_SECONDS = 180  # for which native code may keep every other thread there from running
 COMMAND = [sys.executable, "-m", "qcore.jobs.resident_worker"]
@@ -350,6 +351,11 @@ class _Child:
             return (
                 f"A model kept the worker process from answering for {STALLED_SECONDS} seconds, so it was "
                 "ended. Try again, or choose another model."
+            )
+        if code == OVERSIZE:
+            return (
+                "The requests of this moment took nearly all memory of this server, so their process was "
+                "ended. Try again, or choose a smaller model."
             )
         if code is not None and code < 0:
             cause = (

@@ -33,9 +33,9 @@ from qcore.base.progress import Progress
 from qcore.base.quiet import silence
 from qcore.jobs import wire
 from qcore.jobs.answers import ANSWERS
-from qcore.jobs.resident import LONGEST_SECONDS, OVERTIME, RETIRED, STALLED_SECONDS
+from qcore.jobs.resident import LONGEST_SECONDS, OVERSIZE, OVERTIME, RETIRED, STALLED_SECONDS
 from qcore.measurement.devices import out_of_memory
-from qcore.measurement.memory import give_back
+from qcore.measurement.memory import give_back, watch_memory
 from qcore.recipes import Recipe
 
 if TYPE_CHECKING:
@@ -318,6 +318,7 @@ def main(arguments: list[str]) -> None:
         torch.set_num_threads(threads)
     worker = Worker(channel, idle_seconds)
     if is_public():
+        watch_memory(lambda: os._exit(OVERSIZE))
         limits = {"seconds": LONGEST_SECONDS, "stalled": STALLED_SECONDS}
         threading.Thread(target=worker.watch, kwargs=limits, name="watch", daemon=True).start()
     lifeline(worker.take)

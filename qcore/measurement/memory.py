@@ -10,6 +10,8 @@ import contextlib
 import ctypes
 import os
 import threading
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -19,6 +21,8 @@ from qcore.base import cgroups
 PROC = Path("/proc/self")
 PAGE = os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 4096
 INTERVAL = 0.01  # seconds between samples; one takes about 20 µs, so a speed measured meanwhile loses 0.2 %
+
+WATCH_SECONDS = 0.1  # memory fills with up to 1 GB/s, and 0.1 GB is a twentieth of a small container
 
 
 class PeakMemory:
@@ -122,22 +126,54 @@ def available_bytes() -> int:
     return max(0, min([psutil.virtual_memory().available, *(limit - used for limit, used in _groups())]))
 
 
-def _groups(root: Path = cgroups.ROOT, membership: Path = cgroups.MEMBERSHIP) -> list[tuple[int, int]]:
-    """Return (limit, bytes in use that cannot be dropped) of this process's control group and its parents,
-    for each limit that is set."""
+def is_exhausting(total: int) -> bool:
+    """Return whether this process holds more than a quarter of the `total` memory, and less than a twentieth
+    is left, so that the system is about to end some process. Pages of files count as left, because the system
+    drops them first."""
+    resident, mapped = _resident()
+    if resident - mapped < total // 4:  # the usual case takes 20 µs
+        return False
+    groups = _groups(kinds=("inactive_file", "active_file"))
+    return min([psutil.virtual_memory().available, *(limit - used for limit, used in groups)]) < total // 20
+
+
+def watch_memory(end: Callable[[], object]) -> None:
+    """Call `end` in a thread of its own as soon as this process `is_exhausting`. It takes what files of
+    strangers make it take, so let the system end it before others if native code gives the thread no turn."""
+    total = total_bytes()
+    with contextlib.suppress(OSError):
+        (PROC / "oom_score_adj").write_text("500")
+
+    def watch() -> None:
+        while not is_exhausting(total):
+            time.sleep(WATCH_SECONDS)
+        end()
+
+    threading.Thread(target=watch, name="memory", daemon=True).start()
+
+
+def _groups(
+    root: Path = cgroups.ROOT,
+    membership: Path = cgroups.MEMBERSHIP,
+    kinds: tuple[str, ...] = ("inactive_file",),
+) -> list[tuple[int, int]]:
+    """Return (limit, bytes in use except those of `kinds`, which can be dropped) of this process's control
+    group and its parents, for each limit that is set."""
     found: list[tuple[int, int]] = []
     for version, folder in cgroups.folders("memory", root, membership):
         names = (
-            ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+            ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_")
             if version == 1
-            else ("memory.max", "memory.current", "inactive_file")
+            else ("memory.max", "memory.current", "")
         )
-        if (entry := _group(folder, *names)) and entry not in found:
+        if (entry := _group(folder, *names, kinds)) and entry not in found:
             found.append(entry)
     return found
 
 
-def _group(folder: Path, limit: str, usage: str, droppable: str) -> tuple[int, int] | None:
+def _group(
+    folder: Path, limit: str, usage: str, prefix: str, kinds: tuple[str, ...]
+) -> tuple[int, int] | None:
     try:
         most = (folder / limit).read_text().strip()
         used = int((folder / usage).read_text())
@@ -146,4 +182,4 @@ def _group(folder: Path, limit: str, usage: str, droppable: str) -> tuple[int, i
         return None
     if most == "max" or int(most) >= 1 << 60:  # version 1 writes "no limit" as a number near 2^63
         return None
-    return int(most), used - int(stat.get(droppable, 0))
+    return int(most), used - sum(int(stat.get(prefix + kind, 0)) for kind in kinds)

@@ -304,6 +304,19 @@ def test_a_short_request_does_not():
     assert not ended
 
 
+@pytest.mark.row("46")
+def test_requests_that_take_all_memory_end_with_a_sentence(monkeypatch):
+    """Otherwise the system ends any process, such as the server."""
+    code = (
+        "import sys; from qcore.jobs import resident_worker; from qcore.measurement import memory; "
+        "memory.is_exhausting = lambda total: True; resident_worker.main(sys.argv[1:])"
+    )
+    monkeypatch.setattr(resident_module, "COMMAND", [sys.executable, "-c", code])
+    monkeypatch.setenv("QCORE_PUBLIC", "1")
+    with WorkerProcess() as process, pytest.raises(RunError, match="took nearly all memory of this server"):
+        process.call(answers.resolve, "x", None)
+
+
 def test_a_call_is_answered_while_a_text_is_generated(resident, folder):
     events = resident.generate("Hi", 400, temperature=5.0)
     while next(events).kind != "text":

@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -134,6 +135,31 @@ def test_control_groups_of_version_1(tmp_path):
 
 def test_no_control_groups_at_all(tmp_path):
     assert memory._groups(tmp_path, tmp_path / "missing") == []
+
+
+@pytest.mark.row("46")
+def test_a_process_that_takes_nearly_all_memory_is_exhausting(monkeypatch):
+    """Pages of files do not count: a group is full of them most of the time."""
+    left = SimpleNamespace(total=1000, available=1000)
+    monkeypatch.setattr(memory.psutil, "virtual_memory", lambda: left)
+    monkeypatch.setattr(memory, "_groups", lambda kinds: [(1000, 960 if len(kinds) == 1 else 900)])
+    monkeypatch.setattr(memory, "_resident", lambda: (800, 600))
+    assert not memory.is_exhausting(1000)
+    monkeypatch.setattr(memory, "_resident", lambda: (800, 200))
+    assert not memory.is_exhausting(1000)
+    left.available = 40
+    assert memory.is_exhausting(1000)
+    monkeypatch.setattr(memory, "_resident", lambda: (800, 600))
+    assert not memory.is_exhausting(1000)
+
+
+def test_pages_of_files_in_use_can_be_dropped(tmp_path):
+    group(tmp_path, 2, "5000", 4000, 100)
+    with (tmp_path / "memory.stat").open("a") as stat:
+        stat.write("active_file 900\n")
+    (tmp_path / "membership").write_text("0::/\n")
+    found = memory._groups(tmp_path, tmp_path / "membership", ("inactive_file", "active_file"))
+    assert found == [(5000, 3000)]
 
 
 def test_the_tightest_limit_counts(monkeypatch):
