@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 HELD = "\ufffd"
-LONGEST_TOKEN = 2000  # characters; a tokenizer of a stranger may make megabytes of each token
+LONGEST_TOKEN = 512  # characters; the longest of smollm2-135m has 81, and a stranger may write megabytes
 
 
 class TextStream:

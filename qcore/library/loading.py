@@ -101,12 +101,12 @@ def load_tokenizer(checkpoint: Checkpoint) -> PreTrainedTokenizerBase:
     from transformers import AutoTokenizer
 
     folder = checkpoint.folder
-    tokenizer_files.check(folder, checkpoint.name)
     collects = gc.isenabled()
     # a vocabulary is parsed into 100,000 lists; without this the garbage collector would scan all objects
     # again and again
     gc.disable()
     try:
+        tokenizer_files.check(folder, checkpoint.name)
         tokenizer = AutoTokenizer.from_pretrained(
             folder,
             config=_tokenizer_hint(checkpoint),
@@ -114,6 +114,8 @@ def load_tokenizer(checkpoint: Checkpoint) -> PreTrainedTokenizerBase:
             local_files_only=True,
             **tokenizer_files.overrides(folder),
         )
+    except InputError:
+        raise
     except BaseException as error:  # native code parses tokenizer files; its panics are no `Exception`s
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise

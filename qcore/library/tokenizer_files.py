@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qcore.base.errors import InputError
+from qcore.library import tokenizer_growth
 from qcore.models.headers import LONGEST_SETTINGS, check_present, is_file_name, read_json
 
 if TYPE_CHECKING:
@@ -28,7 +29,8 @@ _NO_VOCABULARY = "Couldn't instantiate the backend tokenizer"
 
 def check(folder: Path, name: str) -> None:
     """Raise `InputError` if the folder of the model `name` has no tokenizer, or if one of its files is a
-    pointer to Git LFS, is not the JSON object that it must be, or names files elsewhere."""
+    pointer to Git LFS, is not the JSON object that it must be, names files elsewhere, or describes steps that
+    add too much to a text."""
     present = [file for file in (*_VOCABULARIES, _CONFIG) if (folder / file).exists()]
     if not present:
         raise InputError(
@@ -52,6 +54,7 @@ def check(folder: Path, name: str) -> None:
                 f"tokenizer.json of {name} does not hold a JSON object: it begins with {start[:20]!r}. "
                 "Download it again."
             )
+        tokenizer_growth.check_definition(read_json(folder / "tokenizer.json"), name)
 
 
 def overrides(folder: Path) -> dict[str, None]:
@@ -104,7 +107,8 @@ def reason(error: BaseException) -> str:
 
 def settle(tokenizer: PreTrainedTokenizerBase, folder: Path, name: str) -> PreTrainedTokenizerBase:
     """Return the `tokenizer` of the model `name` with the chat template that only an older file holds. Raise
-    `InputError` for a longest text that is not a number."""
+    `InputError` for a longest text that is not a number, and for steps that add too much to a text."""
+    tokenizer_growth.check_tokenizer(tokenizer, name)
     longest = tokenizer.model_max_length
     if isinstance(longest, bool) or not isinstance(longest, int | float):
         raise InputError(

@@ -89,12 +89,13 @@ def test_a_long_text_is_decoded_in_short_pieces():
     assert counting.longest <= 8
 
 
+@pytest.mark.row("47")
 def test_a_token_of_megabytes_is_refused():
     """It would be kept, escaped and sent by a server that many share."""
     inner = Tokenizer.from_str(BYTES.backend_tokenizer.to_str())
     inner.decoder = decoders.Sequence([decoders.ByteLevel(), decoders.Replace("a", "b" * 5000)])
     hostile = PreTrainedTokenizerFast(tokenizer_object=inner)
-    with pytest.raises(InputError, match="more than 2,000 characters"):
+    with pytest.raises(InputError, match="more than 512 characters"):
         decode(hostile, inner.encode("ca").ids[-2:])
-    with pytest.raises(InputError, match="more than 2,000 characters"):
+    with pytest.raises(InputError, match="more than 512 characters"):
         stream(hostile, inner.encode("a").ids[-1:])
