@@ -37,6 +37,7 @@ __all__ = [
     "visible",
 ]
 
+LONGEST = 100_000  # characters per text: all visitors share the processor time and memory of the server
 NBSP = "\N{NO-BREAK SPACE}"
 # positions inside :emoji:, arrows and dashes, web and mail addresses
 _REPLACED = re.compile(
@@ -67,14 +68,18 @@ def verbatim(text: str) -> str:
 
 def visible(text: str) -> str:
     """Return `text` with control, bidirectional and lone surrogate characters spelled out as ⟨U+XXXX⟩, and
-    without paths of a public server. Line breaks are kept, a tab becomes four blanks."""
-    text = redacted(text).replace("\r\n", "\n").replace("\t", "    ")
-    return "".join(
-        c
-        if c == "\n" or unicodedata.category(c) not in ("Cc", "Cf", "Cs", "Zl", "Zp")
-        else f"⟨U+{ord(c):04X}⟩"
-        for c in text
-    )
+    without paths of a public server. Line breaks are kept, a tab becomes four blanks, and what follows the
+    first `LONGEST` characters is cut."""
+    length, text = len(text), redacted(text[: 2 * LONGEST])  # a path that is cut is not recognized
+    if len(text) > LONGEST:
+        text = f"{text[:LONGEST]} … ({length - LONGEST:,} more characters)"
+    text = text.replace("\r\n", "\n").replace("\t", "    ")
+    hidden = {
+        ord(c): f"⟨U+{ord(c):04X}⟩"
+        for c in set(text)
+        if c != "\n" and unicodedata.category(c) in ("Cc", "Cf", "Cs", "Zl", "Zp")
+    }
+    return text.translate(hidden)
 
 
 def one_line(text: str) -> str:

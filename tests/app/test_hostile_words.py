@@ -16,6 +16,7 @@ from qcore.results.rows import ResultRow
 from qcore.verbs.audit_types import Audit, Finding, LedgerLine, Spot
 from ui import diff
 from ui.playground_session import Pane
+from ui.text import LONGEST, verbatim, visible
 
 MARKUP = "<img src=x onerror=e>![i](http://e.org/i.png) [l](http://e.org) $x$ `c` :red[r] **b** {0} %{x}"
 UNSEEN = "\u202e\u2066\u200b\u2028\x00\x1b[31m\x9b31m\r"
@@ -257,3 +258,13 @@ def test_the_longest_part_in_common_is_kept():
     kept = diff.kept_of(["a", "b", "c", "d", "e", "f"], ["a", "x", "c", "d", "y", "f", "z"])
     assert kept == [True, False, True, True, False, True, False]
     assert diff.kept_of([], ["a"]) == [False] and diff.kept_of(["a"], []) == []
+
+
+@pytest.mark.row("47")
+def test_a_text_of_megabytes_is_cut():
+    """Every visitor waits while the server escapes it."""
+    shown = visible("a" * LONGEST + "/" + "b" * 4_999_999)
+    assert shown == "a" * LONGEST + " … (5,000,000 more characters)"
+    start = time.process_time()
+    assert len(verbatim("é.\n" * 2_000_000)) < 3 * LONGEST
+    assert time.process_time() - start < 1.0
