@@ -24,6 +24,7 @@ from qcore.jobs import child
 from qcore.jobs.estimate import Account
 from qcore.jobs.jobs import active_before
 from qcore.jobs.kind import Course
+from qcore.measurement.memory import count_libraries_of
 from qcore.results.folder import RunFolder
 
 TURN_SECONDS = 0.3  # between two checks of the queue
@@ -120,6 +121,7 @@ def _run(main: Callable[[str, str, int], int], folder: str, task: str, events: C
             output.flush()
             os.dup2(log.fileno(), output.fileno())
     end_with_parent()
+    count_libraries_of(os.getppid())
     sys.exit(main(folder, task, events.fileno()))
 
 

@@ -25,6 +25,22 @@ INTERVAL = 0.01  # seconds between samples; one takes about 20 µs, so a speed m
 WATCH_SECONDS = 0.1  # memory fills with up to 1 GB/s, and 0.1 GB is a twentieth of a small container
 
 
+_libraries_elsewhere = 0  # see `count_libraries_of`
+
+
+def count_libraries_of(pid: int) -> None:
+    """Count the pages of libraries that the process `pid`, from which this one was just forked, has mapped.
+
+    A fork maps such a page when it reads it. Without this its figures would be smaller than those of a process
+    that imported the libraries itself, by 78 MB of 352 MB (torch 2.13, transformers 5.24, 2026-11-30).
+    """
+    global _libraries_elsewhere
+    with contextlib.suppress(psutil.Error, AttributeError):  # AttributeError: not Linux
+        _libraries_elsewhere = max(
+            0, psutil.Process(pid).memory_info().shared - psutil.Process().memory_info().shared
+        )
+
+
 class PeakMemory:
     """Context manager. After (or inside) it, `peak_bytes` is the peak of resident bytes; `anonymous_bytes`
     and `file_bytes` are the peaks of each kind, possibly at different moments. All three include the bytes
@@ -91,7 +107,7 @@ def _resident() -> tuple[int, int]:
     except OSError:
         resident = psutil.Process().memory_info().rss
         return resident, resident
-    return resident * PAGE, mapped * PAGE
+    return resident * PAGE + _libraries_elsewhere, mapped * PAGE + _libraries_elsewhere
 
 
 def _high_water() -> int:
@@ -100,7 +116,8 @@ def _high_water() -> int:
         status = (PROC / "status").read_text()
     except OSError:
         return 0
-    return next((int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmHWM:")), 0)
+    marks = (int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmHWM:"))
+    return next((mark + _libraries_elsewhere for mark in marks), 0)
 
 
 def _reset_mark() -> bool:

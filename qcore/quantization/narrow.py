@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 from torch.nn.utils import parametrize
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from qcore.base.errors import InputError
 from qcore.base.progress import Progress
@@ -66,10 +67,21 @@ def _why_unchanged(own: torch.dtype, dtype: torch.dtype) -> str:
 
 
 def _narrow(model: PreTrainedModel, types: Mapping[str, torch.dtype]) -> None:
-    """Give every tensor its type. Buffers that no file holds, such as rotary frequencies, have one, too."""
-    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-        if tensor.is_floating_point() and name in types:
-            tensor.data = tensor.data.to(types[name])
+    """Give every tensor its type, and keep ties. Buffers that no file holds, such as rotary frequencies, have
+    one, too."""
+    made = WeakTensorKeyDictionary()
+    for owner, module in model.named_modules():
+        for tensors in (module._parameters, module._buffers):
+            for last, tensor in tensors.items():
+                full = f"{owner}.{last}" if owner else last
+                if tensor is None or not tensor.is_floating_point():
+                    continue
+                if tensor not in made and full in types:
+                    narrowed = tensor.detach().to(types[full])
+                    if isinstance(tensor, nn.Parameter):
+                        narrowed = nn.Parameter(narrowed, tensor.requires_grad)
+                    made[tensor] = narrowed
+                tensors[last] = made.get(tensor, tensor)
 
 
 def _check_range(model: PreTrainedModel, dtype: torch.dtype) -> None:

@@ -84,7 +84,7 @@ def test_time_of_children_is_own_time_while_they_run_and_after():
         running = Times.now(me).own - before
         child.stdin.close()
     ended = Times.now(me).own - before
-    assert running >= 0.19 and ended >= 0.19
+    assert running >= 0.18 and ended >= 0.18  # user and system time each lose a tick of 10 ms
 
 
 def test_a_process_that_has_ended_is_no_error():

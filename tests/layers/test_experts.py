@@ -9,7 +9,7 @@ from qcore.formats.uniform import Uniform
 from qcore.layers.experts import expert_layouts
 from qcore.layers.modules import QuantExperts, StoredExperts
 from qcore.library import safetensors
-from qcore.quantization import convert, methods
+from qcore.quantization import methods, narrow
 from qcore.quantization.convert import quantize
 from qcore.streaming.frame import Frame
 from qcore.streaming.source import Source
@@ -57,7 +57,7 @@ def test_square_experts_follow_the_other_instances_of_their_class():
 @torch.no_grad()
 def test_experts_compute_with_their_stored_weights(name, recipe, monkeypatch):
     """Llama 4's experts once stayed at full precision, and so did those of the other classes."""
-    monkeypatch.setattr(convert, "computes_fast", lambda *_: False)
+    monkeypatch.setattr(narrow, "computes_fast", lambda *_: False)
     plain, made = zoo.model(name).float(), zoo.model(name).float()
     layouts = expert_layouts(plain)
     quantize(made, recipes.parse(recipe))

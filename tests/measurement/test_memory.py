@@ -2,6 +2,7 @@
 hand."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ from types import SimpleNamespace
 import psutil
 import pytest
 
+from qcore.base.apart import apart
 from qcore.measurement import memory
 from qcore.measurement.memory import PeakMemory, available_bytes, total_bytes
 
@@ -169,3 +171,21 @@ def test_the_tightest_limit_counts(monkeypatch):
     assert available_bytes() == 0
     monkeypatch.setattr(memory, "_groups", list)
     assert total_bytes() == psutil.virtual_memory().total
+
+
+def test_a_fork_counts_the_libraries_of_the_process_it_comes_from():
+    server = os.getpid()
+
+    def forked():
+        before = PeakMemory()
+        with before:
+            pass
+        memory.count_libraries_of(server)
+        after = PeakMemory()
+        with after:
+            pass
+        return after.peak_bytes - before.peak_bytes, after.file_bytes - before.file_bytes
+
+    peak, mapped = apart(forked, 20, 2 << 30)
+    assert 0 < mapped <= psutil.Process(server).memory_info().shared
+    assert peak > 0.5 * mapped
