@@ -32,7 +32,7 @@ def count_libraries_of(pid: int) -> None:
     """Count the pages of libraries that the process `pid`, from which this one was just forked, has mapped.
 
     A fork maps such a page when it reads it. Without this its figures would be smaller than those of a
-    process that imported the libraries itself, by 78 MB of 352 MB (torch 2.13, transformers 5.24, 2026-11-30).
+    process that imported the libraries itself, by 78 MB of 352 MB (torch 2.13, 2026-11-30).
     """
     global _libraries_elsewhere
     with contextlib.suppress(psutil.Error, AttributeError):  # AttributeError: not Linux
