@@ -55,6 +55,7 @@ chosen = st.multiselect(
     label_visibility="collapsed",
     placeholder="Choose one run or several",
 )
+chosen = list(dict.fromkeys(chosen))  # a browser may send one many times
 rows = results.joined([runs[run_id] for run_id in chosen])
 good = results.measured(rows)
 if not rows:

@@ -30,6 +30,7 @@ from typing import IO, Any
 
 from qcore.base.errors import InputError
 
+LONGEST_PATH = 4096  # characters, Linux's limit
 _WINDOW = 256 << 20  # bytes hashed in one call, a multiple of the page size
 _TEMPORARY = re.compile(r"(partial|replaced)-[0-9a-f]{8}")  # ends of the names of temporary folders
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # of Linux's renameat2

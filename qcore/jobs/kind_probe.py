@@ -4,7 +4,7 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from qcore.base.errors import InputError, RunError
+from qcore.base.errors import RunError
 from qcore.jobs.kind import Context, JobKind, JobRequest
 
 
@@ -16,14 +16,11 @@ class ProbeRequest(JobRequest):
     recipes: tuple[str, ...]
 
     def __post_init__(self):
-        from qcore.recipes import parse
+        from qcore.recipes import parse_all
 
         object.__setattr__(self, "recipes", tuple(self.recipes))
         super().__post_init__()
-        if not self.recipes:
-            raise InputError("No recipe was given; try fp32,int8,int4-g64.")
-        for name in self.recipes:
-            parse(name)
+        parse_all(self.recipes)
 
 
 class SpeedProbe(JobKind):

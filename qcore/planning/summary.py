@@ -24,7 +24,7 @@ from qcore.planning import cache, fit, quality, speed
 from qcore.planning.machines import RUNTIME, Target, machines, target
 from qcore.planning.recommend import Candidate, Needs, recommend
 from qcore.planning.types import AS_IT_IS, CONTEXT, DISTURBED, LARGEST_CONTEXT, PROBED, RECIPES, Plan, PlanRow
-from qcore.recipes import Recipe, parse
+from qcore.recipes import Recipe, parse, parse_all
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -137,10 +137,7 @@ def _free(device: str) -> Target:
 def _recipes(checkpoint: Checkpoint, recipes: Sequence[Recipe | str]) -> list[Recipe]:
     if checkpoint.is_quantized:
         return [parse("fp32")]  # a placeholder: the model keeps its own recipe
-    chosen = [recipe if isinstance(recipe, Recipe) else parse(recipe) for recipe in recipes]
-    if not chosen:
-        raise InputError("No recipe was given. Name one or several, such as fp32, int8 or int4-g64.")
-    return list({recipe.name: recipe for recipe in chosen}.values())
+    return list({recipe.name: recipe for recipe in parse_all(recipes)}.values())
 
 
 def _context(config, context: int | None) -> int:

@@ -9,7 +9,7 @@ ledger.py    the account of every tensor
 
 from qcore.recipes.engines import ENGINES, EngineInfo, Variant
 from qcore.recipes.methods import METHODS, MethodInfo
-from qcore.recipes.names import FILE, SAVED, common, describe, names, parse, parse_row, with_text
+from qcore.recipes.names import FILE, SAVED, common, describe, names, parse, parse_all, parse_row, with_text
 from qcore.recipes.recipe import ACTIVATIONS, PREPARATIONS, Engine, Float, Modules, Recipe, Saved, Weights
 
 __all__ = [
@@ -32,6 +32,7 @@ __all__ = [
     "describe",
     "names",
     "parse",
+    "parse_all",
     "parse_row",
     "with_text",
 ]

@@ -31,11 +31,11 @@ another project quantized: a GGUF file, a folder, or a hub id.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from qcore.base.errors import InputError
-from qcore.base.files import expanded
+from qcore.base.files import LONGEST_PATH, expanded
 from qcore.base.home import is_public
 from qcore.base.registry import unknown
 from qcore.formats import budget, kinds, mixture
@@ -46,6 +46,7 @@ from qcore.recipes import engines, methods
 from qcore.recipes.recipe import Engine, Float, Modules, Recipe, Saved
 
 SAVED, FILE, ROTATED = "saved:", "file:", "rot-"
+MOST_RECIPES, LONGEST_NAME = 200, 200  # of a request; characters
 AUTO, GGUF_AUTO = "auto", "gguf-auto"
 FLOATS = {
     "fp32": "32-bit floating point, the baseline",
@@ -198,9 +199,10 @@ def describe(recipe: Recipe) -> str:
 def parse(name: str) -> Recipe:
     """Return the recipe called `name`; "int4" is short for "int4-g64".
 
-    Raise `InputError` with near names for an unknown one, and for options that contradict each other.
+    Raise `InputError` with near names for an unknown one, for options that contradict each other, and for
+    more than `LONGEST_NAME` characters.
     """
-    name = name.strip().lower()
+    name = _short(name, LONGEST_NAME).strip().lower()
     known = engines.recipes()
     if name in known:
         engine, variant = known[name]
@@ -222,8 +224,8 @@ def parse(name: str) -> Recipe:
 def parse_row(name: str) -> Recipe:
     """Return the recipe of a row of a comparison: `parse` of a recipe name, or for "saved:FOLDER" and
     "file:NAME" a recipe named after the folder or file. Raise `InputError` as `parse` does, and for a path
-    without a name."""
-    name = name.strip()
+    without a name or with more than `LONGEST_PATH` characters."""
+    name = _short(name, LONGEST_PATH).strip()
     prefix = next((prefix for prefix in (SAVED, FILE) if name.startswith(prefix)), None)
     if prefix is None:
         return parse(name)
@@ -238,6 +240,26 @@ def parse_row(name: str) -> Recipe:
     if not last:
         raise InputError(f"{name!r} does not name a model. Give a GGUF file, a folder or a hub id.")
     return Recipe(prefix + last, Saved(folder))
+
+
+def parse_all(names: Iterable[str | Recipe], read: Callable[[str], Recipe] = parse) -> tuple[Recipe, ...]:
+    """Return the recipes of a request, `read` from their names. Raise `InputError` for none, for more than
+    `MOST_RECIPES`, and as `read` does."""
+    given = tuple(names)
+    if not given:
+        raise InputError("No recipe was given. Name one or several, such as fp32, int8 or int4-g64.")
+    if len(given) > MOST_RECIPES:
+        raise InputError(f"{len(given):,} recipes were given, but at most {MOST_RECIPES} are allowed.")
+    return tuple(each if isinstance(each, Recipe) else read(str(each)) for each in given)
+
+
+def _short(name: str, longest: int) -> str:
+    if len(name) > longest:
+        raise InputError(
+            f"The recipe {name[:40]!r}… has {len(name):,} characters, but at most {longest:,} are allowed. "
+            "Separate several recipes by commas."
+        )
+    return name
 
 
 def _part(option: str) -> Part | None:

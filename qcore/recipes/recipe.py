@@ -3,6 +3,7 @@ converts to and from JSON."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
@@ -15,6 +16,7 @@ from qcore.recipes.methods import needs_text
 
 ACTIVATIONS = ("fp32", "int16", "int8-block", "int8")
 PREPARATIONS = ("none", "rotation")
+MOST_PATTERNS, LONGEST_PATTERN = 300, 300  # of modules to skip; characters
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,8 @@ class Modules:
     weights); a tied pair follows `head`. `towers`, the linear layers of a wrapper's encoders for images and
     sounds, is "keep" or "int8". `skip` holds patterns of module names, matched on whole dotted
     segments, with `*` for any segment: "layers.0" skips block 0 and not block 10; "*.down_proj" or
-    "down_proj" every down projection.
+    "down_proj" every down projection. Raise `InputError` for more than `MOST_PATTERNS`, or a longer one than
+    `LONGEST_PATTERN`: each is compared with each module.
     """
 
     head: str = "keep"
@@ -64,12 +67,30 @@ class Modules:
     skip: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "skip", tuple(self.skip))
+        object.__setattr__(self, "skip", _checked_patterns(self.skip))
         for name in ("head", "embeddings"):
             if getattr(self, name) not in ("keep", "int8", "same"):
                 raise ValueError(f"{name} is {getattr(self, name)!r}, but it must be keep, int8 or same")
         if self.towers not in ("keep", "int8"):
             raise ValueError(f"towers is {self.towers!r}, but it must be keep or int8")
+
+
+def _checked_patterns(patterns: Iterable[str]) -> tuple[str, ...]:
+    found = tuple(patterns)
+    if isinstance(patterns, str) or not all(isinstance(each, str) for each in found):
+        raise InputError(f"skip is {patterns!r}, but it must be a list of patterns, such as ['layers.0'].")
+    if len(found) > MOST_PATTERNS:
+        raise InputError(
+            f"{len(found):,} patterns of modules to skip were given, but at most {MOST_PATTERNS} are "
+            "allowed. One pattern can skip many modules, such as *.down_proj."
+        )
+    for each in found:
+        if len(each) > LONGEST_PATTERN:
+            raise InputError(
+                f"The pattern of modules to skip {each[:40]!r}… has {len(each):,} characters, but at most "
+                f"{LONGEST_PATTERN} are allowed. Shorten it with *."
+            )
+    return found
 
 
 @dataclass(frozen=True)

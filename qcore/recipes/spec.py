@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from qcore.base.errors import InputError
-from qcore.base.files import expanded
+from qcore.base.files import LONGEST_PATH, expanded
 from qcore.base.home import DEFAULT_MODELS, is_public
 from qcore.base.texts import DEFAULT, WIKITEXT
 from qcore.formats.kv import NONE, KVFormat, kv_format_named
@@ -40,7 +40,6 @@ LONGEST_MINUTES = 100_000.0
 LARGEST_MARGIN = 1.0
 OPTIONAL = ("stride", "threads")
 BASELINE = "fp32"
-LONGEST_PATH = 4096
 
 
 @dataclass(frozen=True)
@@ -272,13 +271,11 @@ def _plain(recipe: Recipe) -> Recipe | None:
 
 
 def _parse_all(recipes: str | Iterable[str | Recipe]) -> tuple[Recipe, ...]:
-    from qcore.recipes import FILE, SAVED, Recipe, parse_row
+    from qcore.recipes import FILE, SAVED, parse_all, parse_row
 
     if isinstance(recipes, str):
         recipes = [name for name in recipes.split(",") if name.strip()]
-    parsed = tuple(recipe if isinstance(recipe, Recipe) else parse_row(str(recipe)) for recipe in recipes)
-    if not parsed:
-        raise InputError("No recipe was given. Name one or several, such as fp32, int8 or int4-g64.")
+    parsed = parse_all(recipes, parse_row)
     for recipe in parsed:
         if parsed.count(recipe) > 1:
             raise InputError(f"Recipe {recipe.name!r} is given twice.")

@@ -16,6 +16,7 @@ from qcore.base.turn import heavy_turn
 
 FORMATS = ("int3-g64", "int3-g32", "int4-g128", "int4-g64", "int4-g32", "int8")
 LIMITS = {"tokens": (64, 1_000_000), "measure_tokens": (0, 4096)}
+MOST_FORMATS = 32  # the table has a column per format
 WINDOW = 256  # tokens per window of a measured divergence, whose logits stay in memory
 READ = 512  # tokens per window of the prediction
 
@@ -48,6 +49,9 @@ class Request:
                 raise InputError(f"{name} is {value!r}, but it must be a whole number from {low} to {high}.")
         if not self.formats:
             raise InputError("No format was given; try int3-g64,int4-g64,int8.")
+        if len(self.formats) > MOST_FORMATS:
+            number = len(self.formats)
+            raise InputError(f"{number:,} formats were given, but at most {MOST_FORMATS} are allowed.")
         for name in self.formats:
             _format(name)
 

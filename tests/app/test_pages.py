@@ -273,6 +273,24 @@ def test_a_queued_run_shows_its_place(home, monkeypatch):
     assert "1 ahead" in words(open_page("quantize", run=run))
 
 
+@pytest.mark.row("45")
+def test_a_run_that_is_chosen_many_times_is_read_once(home):
+    """A browser may send any list, and the rows of 1,000 runs took minutes of the process that all share."""
+    run = samples.write_run(home, [samples.row("fp32"), samples.row("int8")])
+    at = open_page("compare", run=run)
+    once = [len(each.value) for each in at.dataframe]
+    calm(at.multiselect(key="compare.runs").set_value([run] * 30).run())
+    assert [len(each.value) for each in at.dataframe] == once and once
+
+
+@pytest.mark.row("45")
+def test_more_patterns_than_a_recipe_may_have_are_refused_before_anything_is_matched():
+    at = open_page("quantize")
+    calm(at.text_input(key="quantize.skip").set_value("x," * 200_000).run())
+    assert "200,000 patterns of modules to skip were given, but at most 300" in words(at).replace("\\", "")
+    assert at.button(key="quantize.start").disabled
+
+
 def test_start_sends_what_was_chosen(submitted):
     at = open_page("quantize")
     calm(at.number_input(key="quantize.tokens").set_value(512).run())
@@ -380,6 +398,7 @@ def test_uploads_are_kept_once_and_checked(home, monkeypatch):
         text.keep_upload("x.txt", b"a" * 6_000_000)
 
 
+@pytest.mark.row("45")
 @pytest.mark.parametrize("skip", [("x",) * 200_000, ("x" * 10_000,)], ids=["many", "long"])
 def test_public_mode_caps_patterns_to_skip(monkeypatch, skip):
     """Matching 200,000 of them takes the worker that all visitors share for hours."""

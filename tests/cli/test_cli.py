@@ -186,6 +186,16 @@ def test_a_quantized_model_is_not_quantized_again(said, model, tmp_path):
         ("compare MODEL --text MODEL/model.safetensors", "model.safetensors"),
         ("compare MODEL --prompts TMP/missing.txt", "missing.txt"),
         ("compare MODEL --skip layers.17", "'layers.17' matches no module"),
+        pytest.param(
+            "compare MODEL --recipes int8" + " --skip x" * 301,
+            "301 patterns of modules to skip were given, but at most 300",
+            marks=pytest.mark.row("45"),
+        ),
+        pytest.param(
+            "quantize MODEL --recipe int8 --out TMP/x --skip " + "x" * 301,
+            "has 301 characters, but at most 300",
+            marks=pytest.mark.row("45"),
+        ),
         ("compare MODEL --json TMP/no/folder/out.json", "there is no folder"),
         ("compare MODEL --json TMP", "is a folder"),
         ("compare MODEL --device abacus", "Unknown device 'abacus'"),

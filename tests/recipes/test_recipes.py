@@ -1,13 +1,17 @@
 import json
 import subprocess
 import sys
+import time
 
 import pytest
 
 from qcore.base.errors import InputError
 from qcore.formats.codebook import Codebook
 from qcore.formats.uniform import Uniform
+from qcore.jobs.kind_probe import ProbeRequest
 from qcore.recipes import Recipe, describe, names, parse, parse_row
+from qcore.recipes.spec import RunSpec
+from qcore.verbs.sensitivity import Request
 
 
 @pytest.mark.parametrize("name", names())
@@ -18,6 +22,42 @@ def test_every_offered_recipe_parses_describes_itself_and_survives_json(name):
     assert Recipe.from_dict(json.loads(json.dumps(recipe.to_dict()))) == recipe
     chosen = recipe.with_modules(skip=("layers.0",), head="int8")
     assert Recipe.from_dict(json.loads(json.dumps(chosen.to_dict()))) == chosen
+
+
+BOUNDS = [
+    (lambda: parse("int8").with_modules(skip=("x",) * 200_000), "200,000 patterns of modules to skip"),
+    (lambda: parse("int8").with_modules(skip=("layers.0", "x*" * 200_000)), "has 400,000 characters"),
+    (lambda: parse("int8").with_modules(skip="layers.0"), "must be a list of patterns"),
+    (lambda: Recipe.from_dict(with_skip(["x"] * 301)), "301 patterns of modules to skip"),
+    (lambda: Recipe.from_dict(with_skip(["x" * 301])), "has 301 characters"),
+    (lambda: Recipe.from_dict(with_skip([1])), "must be a list of patterns"),
+    (lambda: parse("int4" + "-dq" * 100_000), "has 300,004 characters"),
+    (lambda: parse_row("int4" + "-dq" * 1000), "has 3,004 characters"),
+    (lambda: parse_row("saved:" + "x" * 100_000), "has 100,006 characters"),
+    (lambda: RunSpec("m", ["int8"] * 200_000), "200,000 recipes were given"),
+    (lambda: ProbeRequest(model="m", recipes=("int8",) * 201), "201 recipes were given"),
+    (lambda: Request(model="m", formats=tuple(f"int4-g{8 * i}" for i in range(1, 40))), "39 formats"),
+]
+
+
+def with_skip(patterns):
+    record = parse("int8").to_dict()
+    return record | {"modules": record["modules"] | {"skip": patterns}}
+
+
+@pytest.mark.row("45")
+@pytest.mark.parametrize(("make", "words"), BOUNDS)
+def test_lists_and_names_of_any_length_are_refused_at_once(make, words):
+    """Before, each pattern was compared with each module, for hours."""
+    began = time.process_time()
+    with pytest.raises(InputError, match=words) as error:
+        make()
+    assert time.process_time() - began < 0.5 and len(str(error.value)) < 300
+
+
+def test_as_many_patterns_as_a_model_has_layers_are_allowed():
+    names = tuple(f"model.layers.{i}.mlp.experts.{k}.down_proj" for i in range(30) for k in range(10))
+    assert parse("int8").with_modules(skip=names).modules.skip == names
 
 
 def test_names_mean_what_the_field_means_by_them():
