@@ -34,7 +34,7 @@ if checkpoint is None:
         )
     st.stop()
 
-key = ("errors", checkpoint.digest, name)
+key = ("errors", checkpoint.key, name)
 errors = state.recall(key)
 if errors is None and button.button(
     "Measure the layers", type="primary", icon=":material/query_stats:", key=f"{PREFIX}.measure"

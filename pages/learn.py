@@ -27,7 +27,7 @@ sample = None
 if checkpoint is not None:
     with state.shown_errors():
         names = state.remember(
-            ("lesson names", checkpoint.digest), lambda: engine.ask(answers.lesson_weights, checkpoint)
+            ("lesson names", checkpoint.key), lambda: engine.ask(answers.lesson_weights, checkpoint)
         )
         usual = next((i for i, name in enumerate(names) if name.endswith("mlp.down_proj.weight")), 0)
         name = place.selectbox(
@@ -39,7 +39,7 @@ if checkpoint is not None:
             width=420,
         )
         sample = state.remember(
-            ("lesson weight", checkpoint.digest, name),
+            ("lesson weight", checkpoint.key, name),
             lambda: engine.ask(answers.lesson_weight, checkpoint, name),
         )
         rows, columns = sample.shape

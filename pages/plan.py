@@ -28,7 +28,7 @@ if outline is None:
 plan, needs = None, {}
 with state.shown_errors():
     limits = state.remember(
-        ("limits of plan", outline.digest), lambda: engine.ask(answers.limits_of_plan, outline)
+        ("limits of plan", outline.key), lambda: engine.ask(answers.limits_of_plan, outline)
     )
     needs = plan_view.needs(PREFIX, *limits)
     plan = plan_view.planned(outline, needs)

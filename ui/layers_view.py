@@ -39,7 +39,7 @@ def draw(checkpoint: Checkpoint, recipe: Recipe, errors: Sequence[LayerError]) -
         help="Starts at the layer with the largest error.",
     )
     with state.shown_errors(), st.spinner("Reading the weight…"):
-        remembered = ("histogram", checkpoint.digest, recipe.name, tensor)
+        remembered = ("histogram", checkpoint.key, recipe.name, tensor)
         found = state.remember(
             remembered, lambda: engine.ask(answers.histogram, checkpoint, tensor, recipe, BINS)
         )

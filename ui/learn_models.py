@@ -30,7 +30,7 @@ def distillation(lesson: learn_lessons.Lesson, checkpoint: Checkpoint | None) ->
     if checkpoint is None:
         right.info("Fetch the model above to predict the next token.", icon=":material/school:")
     else:
-        key = ("taught", checkpoint.digest, prompt)
+        key = ("taught", checkpoint.key, prompt)
         with state.shown_errors():
             predictions = state.recall(key)
             if predictions is None and left.button(

@@ -86,7 +86,7 @@ class _Known:
 
     def __call__(self, what: str, *arguments: Any):
         """Return the figures of the function `what` of `qcore.verbs.lessons`."""
-        key = (self._checkpoint.digest, self.sample.name, what, *arguments)
+        key = (self._checkpoint.key, self.sample.name, what, *arguments)
         return _memo().remember(
             key, lambda: engine.ask(answers.lesson, self._checkpoint, self.sample.name, what, *arguments)
         )

@@ -18,7 +18,7 @@ def draw(checkpoint: Checkpoint, recipe: str) -> None:
     )
     with state.shown_errors():
         newest = tuple((status.run_id, status.state) for status in jobs.list_runs("compare")[:3])
-        key = ("ledger", checkpoint.name, checkpoint.digest, recipe, newest, visitor())
+        key = ("ledger", checkpoint.name, checkpoint.key, recipe, newest, visitor())
         row = state.remember(key, lambda: _row(checkpoint, recipe))
         if row is None:
             st.caption(f"The ledger of {recipe} on this model appears here after a run.")

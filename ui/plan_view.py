@@ -158,7 +158,7 @@ def needs(prefix: str, positions: int, formats: Sequence[str]) -> dict:
 def planned(outline: Checkpoint, needs: dict) -> Plan:
     """Return the plan of a model, made again only after a run has ended or with other `needs`."""
     visible, free = jobs.visible_ids(), available_bytes() // ROUGHLY
-    key = ("plan", outline.digest, outline.name, json.dumps(needs), _newest(), visible, free)
+    key = ("plan", outline.key, outline.name, json.dumps(needs), _newest(), visible, free)
     return state.remember(key, lambda: engine.ask(answers.plan, outline, needs, visible))
 
 

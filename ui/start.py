@@ -115,7 +115,7 @@ def _spec(
 def _memory(spec: RunSpec, checkpoint: Checkpoint) -> None:
     rows, sentences = [], []
     free = available_bytes() // ROUGHLY
-    key = ("estimates", checkpoint.digest, checkpoint.name, json.dumps(spec.to_dict()), free)
+    key = ("estimates", checkpoint.key, checkpoint.name, json.dumps(spec.to_dict()), free)
     stays = not any(isinstance(recipe.weights, Saved) for recipe in spec.recipes)  # its folder may change
     ask = partial(engine.ask, answers.estimates, spec, checkpoint)
     parameters, found = state.remember(key, ask) if stays else ask()

@@ -232,7 +232,7 @@ def _sample(checkpoint: Checkpoint, name: str) -> Sample:
     """Return a weight; the last few are kept."""
     from qcore.verbs import lessons
 
-    key = checkpoint.folder, checkpoint.digest, name
+    key = checkpoint.key, name
     sample = _samples.get(key)
     if sample is None:
         sample = lessons.read(checkpoint, name)

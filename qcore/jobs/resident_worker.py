@@ -236,11 +236,12 @@ class Worker:
 
 
 class ModelCache:
-    """Loaded models by recipe, most recently used last. Another checkpoint clears the cache."""
+    """Loaded models by recipe, most recently used last. Another checkpoint clears the cache, and so does a
+    changed file of it."""
 
     def __init__(self):
-        self._models: OrderedDict[str, Prepared] = OrderedDict()
-        self._digest: str | None = None
+        self._models: OrderedDict[tuple, Prepared] = OrderedDict()
+        self._original: tuple[str, str, str] | None = None  # the key of the checkpoint
 
     def get(self, checkpoint, recipe: Recipe, report):
         """Return the model of `checkpoint` with `recipe` applied, loading it if necessary; for a `saved:`
@@ -252,11 +253,11 @@ class ModelCache:
         from qcore.verbs.checks import loaded_from
         from qcore.verbs.prepare import prepare
 
-        if self._digest != checkpoint.digest:
+        if self._original != (original := checkpoint.key):
             self._drop(len(self._models))
-            self._digest = checkpoint.digest
+            self._original = original
         found, applied = loaded_from(checkpoint, recipe)
-        key = found.digest + json.dumps(recipe.to_dict(), sort_keys=True)
+        key = found.key, json.dumps(recipe.to_dict(), sort_keys=True)
         if key not in self._models:
             self._make_room(found, applied)
             report(0, 0, "loading the model")

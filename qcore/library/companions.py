@@ -34,7 +34,7 @@ from qcore.base.write_behind import WriteBehind
 from qcore.library.journal import Journal
 from qcore.library.saving import EXPORTED, check_folder, made_from
 from qcore.models import packaged
-from qcore.models.checkpoint import INDEX, SINGLE, Checkpoint
+from qcore.models.checkpoint import INDEX, SINGLE, TEMPLATES, Checkpoint
 from qcore.models.config_limits import text_settings
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from qcore.recipes import Recipe
 
 VERSION = 1
-TEMPLATE, TEMPLATES = "chat_template.jinja", "additional_chat_templates"
+TEMPLATE = "chat_template.jinja"
 SHARD_BYTES = 4 << 30
 _SMALL_FILES = 64 << 20  # bytes for tokenizer, config and card
 _TOKENIZER = (

@@ -44,8 +44,9 @@ _caching = threading.RLock()
 
 
 def meta_model(checkpoint: Checkpoint) -> PreTrainedModel:
-    """Return the model of `checkpoint` on the meta device. It is cached and shared: do not change it. Names
-    and shapes are those of the model that `load` returns.
+    """Return the model of `checkpoint` on the meta device. Names and shapes are those of the model that
+    `load` returns. All checkpoints of one digest share it, so do not change it: the digest covers what is
+    read here, the config and the headers.
 
     Raise `InputError` naming a tensor that is missing, extra, or of a shape that contradicts config.json. For
     a model that qcore quantized, return the model before quantization, without this comparison.

@@ -2,7 +2,10 @@
 
 import hashlib
 import json
+import os
 import re
+import stat
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +23,7 @@ ONNX, ONNX_MANIFEST = (
     "qcore-onnx.json",
 )  # the source of a model that qcore exported as a graph, and its marker file
 GGUF = "gguf"  # the source of models in GGUF files, and what `foreign` calls them
+TEMPLATES = "additional_chat_templates"  # the only folder of a model's folder that is read
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".msgpack", ".h5")
 _SHARD = re.compile(r".*-\d+-of-(\d+)\.safetensors")
 _SAMPLE = 512  # bytes sampled at the start, middle and end of each tensor for the digest
@@ -36,8 +40,8 @@ class Checkpoint:
     `digest`: SHA-256 over the config, the headers, and three samples of 512 bytes of each tensor. It is equal
     for a copy of the folder and takes milliseconds. Training changes every tensor, so the digest
     distinguishes trained models; it does not prove that weights are equal, because an edit between the
-    samples goes unnoticed. Where that matters, `stamp` is used in addition. On a public server the folder
-    counts, too: it holds one commit of one repository.
+    samples goes unnoticed, and no file of the tokenizer is part of it. Where that matters, `stamp` or `key`
+    is used in addition. On a public server the folder counts, too: it holds one commit of one repository.
     """
 
     name: str
@@ -73,11 +77,29 @@ class Checkpoint:
             states = [(self.folder / file).stat() for file in files]
         except OSError as error:
             raise InputError(f"{self.name} can no longer be read: {error.strerror or error}.") from error
-        about = [
-            (file, state.st_size, state.st_mtime_ns, state.st_ino)
-            for file, state in zip(files, states, strict=True)
-        ]
-        return hashlib.sha256(json.dumps(about).encode()).hexdigest()
+        return _sha256_of(zip(files, states, strict=True))
+
+    @property
+    def key(self) -> tuple[str, str, str]:
+        """The key of this model in caches that several models share: the folder, the digest, and SHA-256 over
+        the size, modification time and inode of each file that is read, those of the tokenizer included.
+
+        Another model may have the same digest, because the digest covers config and samples of the weights:
+        on a public server anybody can publish one. A file that is gone counts as absent.
+        """
+        found: dict[Path, os.stat_result] = {}
+        for path in (*_listed(self.folder), *_listed(self.folder / TEMPLATES), *self._weights()):
+            try:
+                state = path.stat()
+            except OSError:
+                continue
+            if stat.S_ISREG(state.st_mode):
+                found[path] = state
+        states = _sha256_of((str(path), found[path]) for path in sorted(found))
+        return str(self.folder.resolve()), self.digest, states
+
+    def _weights(self) -> set[Path]:
+        return {self.folder / tensor.file for tensor in self.tensors.values()}
 
     @property
     def nbytes(self) -> int:
@@ -98,6 +120,18 @@ class Checkpoint:
         for tensor in self.tensors.values():
             share[tensor.dtype] = share.get(tensor.dtype, 0) + tensor.nbytes
         return tuple(sorted(share, key=share.__getitem__, reverse=True))
+
+
+def _listed(folder: Path) -> list[Path]:
+    try:
+        return list(folder.iterdir())
+    except OSError:  # it is gone, or there is none
+        return []
+
+
+def _sha256_of(states: Iterable[tuple[str, os.stat_result]]) -> str:
+    about = [(name, state.st_size, state.st_mtime_ns, state.st_ino) for name, state in states]
+    return hashlib.sha256(json.dumps(about).encode()).hexdigest()
 
 
 def read_folder(

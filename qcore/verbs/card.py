@@ -292,7 +292,7 @@ def _find(folder: Path, facts: _Facts, run_id: str | None = None) -> Measured | 
             continue
         same = (
             facts.recipe is not None
-            and record.get("digest") == origin.get("digest")
+            and all(record.get(key) == origin.get(key) for key in ("digest", "revision"))
             and record.get("recipe") == facts.recipe
             and _text(record.get("ledger")) == _text(facts.ledger)
         )

@@ -1,10 +1,26 @@
 """Results shared by sessions are computed once, and no thread gets an empty or lost result."""
 
 import threading
+from pathlib import Path
 
 import pytest
 
 from ui.memo import Memo
+
+
+@pytest.mark.row("44")
+def test_no_key_of_a_shared_result_is_a_digest_alone():
+    """Models of different visitors may have one digest. `Checkpoint.key` tells them apart."""
+    root = Path(__file__).parents[2]
+    own = ("digest[:8]", '["digest"]', '.get("digest")')  # widgets of a session, and records of runs
+    found = [
+        f"{path.relative_to(root)}: {line.strip()}"
+        for folder in ("ui", "pages")
+        for path in sorted((root / folder).rglob("*.py"))
+        for line in path.read_text(encoding="utf-8").splitlines()
+        if ".digest" in line and not any(each in line for each in own)
+    ]
+    assert found == []
 
 
 def test_a_result_can_be_forgotten():

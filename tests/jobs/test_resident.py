@@ -5,6 +5,7 @@ import gc
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -429,6 +430,31 @@ def test_another_checkpoint_clears_the_cache(folder, tmp_path):
     old = weakref.ref(cache.get(checkpoint, parse("fp32"), report).model)
     cache.get(library.resolve(str(tiny.checkpoint("gpt2", tmp_path))), parse("fp32"), report)
     assert old() is None and len(cache._models) == 1
+
+
+@pytest.mark.row("44")
+def test_a_copy_with_another_tokenizer_is_another_model(folder, tmp_path):
+    """The digest is equal, and before, the copy's tokenizer wrote the texts of the original."""
+    copy, report = tmp_path / "copy", lambda done, total, text: None
+    shutil.copytree(folder, copy)
+    tokenizer = json.loads((copy / "tokenizer.json").read_text())
+    prepend = {"type": "Replace", "pattern": {"String": "H"}, "content": "PWNED"}
+    tokenizer["decoder"] = {"type": "Sequence", "decoders": [tokenizer["decoder"], prepend]}
+    (copy / "tokenizer.json").write_text(json.dumps(tokenizer))
+    evil, honest = library.resolve(str(copy)), library.resolve(str(folder))
+    assert evil.digest == honest.digest
+    cache = ModelCache()
+
+    def text(checkpoint):
+        loaded = cache.get(checkpoint, parse("fp32"), report)
+        assert loaded.checkpoint.folder == checkpoint.folder
+        return loaded.tokenizer.decode([39])  # the byte H
+
+    assert (text(evil), text(honest), text(evil)) == ("PWNED", "H", "PWNED")
+    loaded = cache.get(evil, parse("fp32"), report)
+    assert cache.get(evil, parse("fp32"), report) is loaded
+    shutil.copyfile(folder / "tokenizer.json", copy / "tokenizer.json")
+    assert text(evil) == "H", "a change in the folder is seen, too"
 
 
 @pytest.mark.row("38")

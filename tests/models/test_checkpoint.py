@@ -72,6 +72,7 @@ def test_an_edit_between_the_samples_is_seen_by_the_stamp_alone(folder):
     assert after.stamp != stamp and library.resolve(folder).stamp == after.stamp
 
 
+@pytest.mark.row("44")
 def test_on_a_public_server_no_copy_takes_the_place_of_a_model(originals, folder, monkeypatch):
     """Visitors share what is kept by digest, and a copy may hold another tokenizer, or other weights between
     the samples."""
@@ -88,6 +89,26 @@ def test_a_stamp_of_files_that_are_gone(folder):
     (folder / SINGLE).unlink()
     with pytest.raises(InputError, match="can no longer be read"):
         _ = checkpoint.stamp
+
+
+@pytest.mark.row("44")
+def test_the_key_of_shared_caches_sees_every_file_that_is_read(folder, tmp_path):
+    """Before, caches had the digest as their only key, which is equal for a copy with another tokenizer."""
+    before, copy = library.resolve(folder), tmp_path / "copy"
+    shutil.copytree(folder, copy)
+    other = library.resolve(copy)
+    assert other.digest == before.digest and other.key != before.key == library.resolve(folder).key
+    keys = {before.key}
+    for name in ("tokenizer.json", "chat_template.jinja", "additional_chat_templates/tool.jinja", SINGLE):
+        path = folder / name
+        path.parent.mkdir(exist_ok=True)
+        kept = path.read_bytes() if path.exists() else b"{}"
+        path.write_bytes(kept + b" " * (name != SINGLE))
+        os.utime(path, ns=(1, 1))
+        keys.add(before.key)
+    assert len(keys) == 5 and library.resolve(folder).digest == before.digest
+    shutil.rmtree(folder)
+    assert before.key not in keys, "a folder that is gone is another state, and no error"
 
 
 def test_a_changed_config_makes_another_model(originals, folder):

@@ -1,5 +1,6 @@
 """The card of folders that qcore writes: the hub's metadata, measured figures only, a command that works."""
 
+import os
 import shlex
 import shutil
 from dataclasses import replace
@@ -7,6 +8,7 @@ from pathlib import Path
 
 import click
 import pytest
+import samples
 import tiny
 import typer
 from huggingface_hub import ModelCard
@@ -17,6 +19,7 @@ from qcore.base.errors import InputError
 from qcore.cli.main import app
 from qcore.jobs import jobs
 from qcore.recipes import parse
+from qcore.results.store import Store
 from qcore.training.attach import TrainableSet
 from qcore.training.distill import Distill
 from qcore.training.loop import Schedule
@@ -154,6 +157,24 @@ def test_figures_come_from_a_run(original, tmp_path, said):
     assert status == 0 and quality[0].replace("earlier", "after") == quality[1]
     status, _, err = said("card", tmp_path / "other")
     assert status == 2 and "no figures" in err
+
+
+@pytest.mark.row("44")
+def test_figures_are_those_of_the_same_commit(original, tmp_path):
+    """A model of somebody else may have the same digest. Before, its figures got into this card."""
+    made(original, tmp_path / "small")
+    digest, recipe = library.resolve(original).digest, parse("int4-g32").to_dict()
+    record = {"digest": digest, "revision": "another commit", "recipe": recipe, "ledger": None}
+    row = samples.row("int4-g32", model="evil/copy")
+    row["record"] |= record
+    samples.write_run(Path(os.environ["QCORE_HOME"]), [row], model="evil/copy")
+    Store().rebuild()
+    with pytest.raises(InputError, match="no figures"):
+        card.from_run(tmp_path / "small")
+    row["record"]["revision"] = None
+    samples.write_run(Path(os.environ["QCORE_HOME"]), [row], model="evil/copy")
+    Store().rebuild()
+    assert card.from_run(tmp_path / "small").perplexity == row["perplexity"]
 
 
 def test_names_are_text_not_markup(original, tmp_path):
