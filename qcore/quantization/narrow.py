@@ -71,17 +71,17 @@ def _narrow(model: PreTrainedModel, types: Mapping[str, torch.dtype]) -> None:
     one, too."""
     made = WeakTensorKeyDictionary()
     for owner, module in model.named_modules():
-        for tensors in (module._parameters, module._buffers):
-            for last, tensor in tensors.items():
-                full = f"{owner}.{last}" if owner else last
-                if tensor is None or not tensor.is_floating_point():
-                    continue
-                if tensor not in made and full in types:
-                    narrowed = tensor.detach().to(types[full])
-                    if isinstance(tensor, nn.Parameter):
-                        narrowed = nn.Parameter(narrowed, tensor.requires_grad)
-                    made[tensor] = narrowed
-                tensors[last] = made.get(tensor, tensor)
+        own = (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))
+        for last, tensor in own:
+            full = f"{owner}.{last}" if owner else last
+            if not tensor.is_floating_point():
+                continue
+            if tensor not in made and full in types:
+                narrowed = tensor.detach().to(types[full])
+                if isinstance(tensor, nn.Parameter):
+                    narrowed = nn.Parameter(narrowed, tensor.requires_grad)
+                made[tensor] = narrowed
+            setattr(module, last, made.get(tensor, tensor))
 
 
 def _check_range(model: PreTrainedModel, dtype: torch.dtype) -> None:
