@@ -140,10 +140,10 @@ def test_no_recipes_is_an_input_error(folder):
 
 @pytest.mark.row("38")
 def test_closing_the_iterator_cancels_the_rest(resident):
-    pid = resident.process.pid
     events = resident.generate("Hi", 400, temperature=5.0)
     while next(events).kind != "text":
         pass
+    pid = resident.process.pid
     events.close()
     *_, last = resident.generate("Hi", 1, recipes=["fp32"])
     assert last.kind == "done" and resident.process.pid == pid
